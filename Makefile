@@ -1,0 +1,54 @@
+# Every target sets up what it needs: a virtual environment with exactly the locked dependencies.
+.DEFAULT_GOAL := help
+.PHONY: help install check test dev demo lock
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+UV ?= uv
+
+USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	"$$python" -c '$(USABLE)' >/dev/null 2>&1 && echo "$$python" && break; done)
+
+help:
+	@echo "make dev     run the whole platform here (LIVE=1: with the real exchange)"
+	@echo "make demo    run it in a temporary folder and compare every candle with the truth"
+	@echo "make test    run every test (ARGS=... goes to pytest)"
+	@echo "make check   format, lint, types, import rules"
+	@echo "make lock    write requirements.lock from pyproject.toml (needs uv)"
+
+dev: install
+	@exec $(BIN)/cryptostream dev $(if $(filter-out 0,$(LIVE)),--live)
+
+demo: install
+	@exec $(BIN)/cryptostream demo
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The dev extra brings setuptools, so that the package itself is built from locked tools, too.
+lock:
+	$(UV) pip compile pyproject.toml --quiet --extra dagster --extra local --extra dev --universal --generate-hashes \
+		--no-strip-extras --no-emit-index-url --no-header -o requirements.lock
+
+install: $(STAMP)
+
+# The stamp is the last thing written: a setup that failed half-way is done again.
+$(STAMP): requirements.lock pyproject.toml
+	@rm -f $@
+	@"$(BIN)/python" -c '$(USABLE)' 2>/dev/null && "$(BIN)/python" -m pip --version >/dev/null 2>&1 || { \
+		"$(PYTHON)" -c '$(USABLE)' 2>/dev/null || { \
+			echo "error: PYTHON='$(PYTHON)' is no usable interpreter: Python 3.11, 3.12 or 3.13 with its venv" \
+				"module is needed (Debian: apt install python3-venv); name one with make PYTHON=..." >&2; exit 1; }; \
+		echo "making $(VENV) with $(PYTHON)"; "$(PYTHON)" -m venv --clear $(VENV); }
+	@echo "installing requirements.lock into $(VENV) (a minute or two, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
