@@ -1,0 +1,60 @@
+"""The ingest half's commands: thin shells over plain functions, imported when they are called."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Sections = Annotated[list[str] | None, typer.Argument(help="Sections to run, as the .conf file names them.")]
+Everything = Annotated[bool, typer.Option("--all", help="Run every section of the file.")]
+MetricsPort = Annotated[
+    int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this loopback port.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the ingest half's commands to the command line."""
+    from ingest_services.simulator.commands import simulate
+
+    app.command()(topic)
+    app.command()(produce)
+    app.command()(consume)
+    app.command()(simulate)
+
+
+def topic() -> None:
+    """Create the topics with exactly the partitions that producer.conf names."""
+    from ingest_services import config, kafka, settings
+
+    ours = settings.load_settings(settings.IngestSettings)
+    partitions = config.partitions_of(config.read_producers(ours.producer_conf))
+    config.require_consumers(partitions, config.read_consumers(ours.consumer_conf), ours.consumer_conf)
+    kafka.create_topics(ours.kafka_bootstrap, partitions)
+    for name, count in partitions.items():
+        typer.echo(f"topic {name}: {count} partitions")
+
+
+def produce(names: Sections = None, everything: Everything = False, metrics_port: MetricsPort = None) -> None:
+    """Carry the exchange's frames into Kafka (sections of producer.conf)."""
+    from ingest_services import config, logs, settings
+    from ingest_services.producer import service
+
+    ours = settings.load_settings(settings.IngestSettings)
+    sections = config.read_producers(ours.producer_conf)
+    config.partitions_of(sections)
+    chosen = config.select(ours.producer_conf, sections, names or [], everything=everything)
+    logs.setup_logging()
+    raise typer.Exit(service.run(chosen, ours, metrics_port))
+
+
+def consume(names: Sections = None, everything: Everything = False, metrics_port: MetricsPort = None) -> None:
+    """Carry Kafka's records into the raw lake (sections of consumer.conf)."""
+    from ingest_services import config, logs, settings
+    from ingest_services.consumer import service
+
+    ours = settings.load_settings(settings.IngestSettings)
+    sections = config.read_consumers(ours.consumer_conf)
+    chosen = config.select(ours.consumer_conf, sections, names or [], everything=everything)
+    logs.setup_logging()
+    raise typer.Exit(service.run(chosen, ours, metrics_port))

@@ -1,0 +1,335 @@
+"""The commit chain: which offsets are in the lake, in which objects. `docs/commit-chain.md` is the protocol.
+
+A writer creates only the slot at which its chain ends; whoever creates it first owns those offsets. A reader
+believes nothing but what a commit names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import orjson
+
+from ingest_services.errors import UserError
+from ingest_services.lake import layout
+from ingest_services.lake.store import ObjectExists, ObjectMissing, ObjectStore
+
+FileKind = Literal["book", "heartbeat", "quarantine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A run of one topic's log: topic id and generation.
+
+    Attributes:
+        number: The chain's number in this lake.
+        topic: Kafka topic name.
+        topic_id: The topic's id; a re-created topic has another.
+        partitions: The partitions that are expected to report.
+        start: First offset of each partition in this chain.
+        since_ms: When the chain was opened, ms since the epoch.
+        predecessor: The chain of the same topic that this one closes.
+        predecessor_end: Where the predecessor ends, by partition; nothing more comes on it.
+        reason: Why it was opened, for people.
+    """
+
+    number: int
+    topic: str
+    topic_id: str
+    partitions: tuple[int, ...]
+    start: dict[int, int]
+    since_ms: int
+    predecessor: int | None
+    predecessor_end: dict[int, int]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommitFile:
+    """An object that a commit names.
+
+    Attributes:
+        kind: `book`, `heartbeat` or `quarantine`.
+        path: Its path in the lake.
+        ticker: Canonical ticker of books; empty for the others.
+        minute_ms: Start of the minute that its rows belong to, ms since the epoch.
+        rows: Lines.
+        bytes: Size of the object as stored.
+        crc32c: Of the object as stored, 8 hex digits.
+        min_tms: Smallest exchange stamp, ms; None where the kind has none.
+        max_tms: Largest exchange stamp, ms.
+        min_received_us: First receive time, µs.
+        max_received_us: Last receive time, µs.
+    """
+
+    kind: FileKind
+    path: str
+    ticker: str
+    minute_ms: int
+    rows: int
+    bytes: int
+    crc32c: str
+    min_tms: int | None
+    max_tms: int | None
+    min_received_us: int
+    max_received_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Offsets [base, next) of a partition, and the objects that hold them.
+
+    books + heartbeats + quarantined + the missing offsets = next − base.
+
+    Attributes:
+        chain: Number of the chain.
+        partition: Kafka partition.
+        base: First offset.
+        next: First offset of the next commit.
+        token: Random token of the attempt; tells a lost response from a lost race.
+        files: What it names.
+        books: Records that are books.
+        heartbeats: Records that are heartbeats.
+        quarantined: Records that are kept, but not understood.
+        missing: Ranges [from, to) of offsets that the broker no longer had or never gave.
+        committed_ms: When the writer made it, ms since the epoch.
+    """
+
+    chain: int
+    partition: int
+    base: int
+    next: int
+    token: str
+    files: tuple[CommitFile, ...]
+    books: int
+    heartbeats: int
+    quarantined: int
+    missing: tuple[tuple[int, int], ...]
+    committed_ms: int
+
+    def __post_init__(self) -> None:
+        missing = sum(end - start for start, end in self.missing)
+        if self.books + self.heartbeats + self.quarantined + missing != self.next - self.base:
+            raise ValueError(f"commit {self.chain}/{self.partition}/{self.base} does not add up: {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a partition's consumer claims; true for ever, so readers take the largest.
+
+    Attributes:
+        chain: Number of the chain.
+        partition: Kafka partition.
+        next: Committed up to this offset.
+        minutes_through_ms: End of the last minute of which everything that the log held is committed, ms since
+            the epoch.
+        at_ms: When it was claimed, ms since the epoch.
+    """
+
+    chain: int
+    partition: int
+    next: int
+    minutes_through_ms: int
+    at_ms: int
+
+
+class Fenced(Exception):  # noqa: N818 - an answer, not a failure
+    """Another writer owns the slot: forget what is buffered and go on at the tail."""
+
+
+def read_chains(store: ObjectStore) -> list[Chain]:
+    """Return all chains of the lake, by number."""
+    return [_read_chain(store, path) for path in store.list(layout.CHAINS)]
+
+
+def current_chain(chains: list[Chain], topic: str) -> Chain | None:
+    """Return the open chain of a topic: the one that no other closes."""
+    return max((c for c in chains if c.topic == topic), key=lambda c: c.number, default=None)
+
+
+def open_chain(
+    store: ObjectStore,
+    topic: str,
+    topic_id: str,
+    log_start: Mapping[int, int],
+    log_end: Mapping[int, int],
+    now_ms: int,
+) -> Chain:
+    """Return the chain that a topic's log, as the broker shows it now, belongs to; open a new one if it must be.
+
+    A new chain begins when there is none, when the topic was re-created, when its partitions changed, or when
+    the log was rolled back: its end is below our tail, so the same offsets would mean other records.
+
+    Args:
+        store: The lake.
+        topic: Topic name.
+        topic_id: The topic's id on the broker.
+        log_start: First offset that the broker has, by partition.
+        log_end: Offset after the last one, by partition; learned after the tails, never from a cache.
+        now_ms: ms since the epoch.
+    """
+    while True:
+        chains = read_chains(store)
+        current = current_chain(chains, topic)
+        partitions = tuple(sorted(log_start))
+        tails: dict[int, int] = {}
+        if current is None:
+            reason = "first chain of the topic"
+        else:
+            tails = {p: find_tail(store, current, p) for p in current.partitions}
+            behind = [p for p in partitions if log_end[p] < tails.get(p, 0)]
+            if current.topic_id != topic_id:
+                reason = f"topic re-created: id was {current.topic_id}"
+            elif current.partitions != partitions:
+                reason = f"partitions changed from {list(current.partitions)}"
+            elif behind:
+                p = behind[0]
+                reason = f"log rolled back: partition {p} ends at {log_end[p]}, we have up to {tails[p]}"
+            else:
+                return current
+        same_log = current is not None and current.topic_id == topic_id and not behind
+        chain = Chain(
+            number=max((c.number for c in chains), default=0) + 1,
+            topic=topic,
+            topic_id=topic_id,
+            partitions=partitions,
+            # A log that only grew partitions goes on where the old chain ends; another log begins anew.
+            start={p: tails.get(p, log_start[p]) if same_log else log_start[p] for p in partitions},
+            since_ms=now_ms,
+            predecessor=current.number if current else None,
+            predecessor_end=tails,
+            reason=reason,
+        )
+        try:
+            store.create(layout.chain_path(chain.number), _encode(chain))
+        except ObjectExists:
+            continue  # Another writer saw the same change: look again.
+        return chain
+
+
+def find_tail(store: ObjectStore, chain: Chain, partition: int, hint: int | None = None) -> int:
+    """Return the offset at which a partition's chain ends: the `next` of its last commit.
+
+    Args:
+        store: The lake.
+        chain: The chain.
+        partition: The partition.
+        hint: An offset that may be a boundary, such as Kafka's committed offset. It is used only if a commit
+            begins there, and saves the listing.
+    """
+    base = chain.start[partition]
+    if hint is not None and hint > base and _has_commit(store, chain.number, partition, hint):
+        base = hint
+    else:
+        last = ""
+        for last in store.list(layout.commits_prefix(chain.number, partition)):
+            pass
+        if last:
+            base = int(last.rpartition("/")[2].removesuffix(".json"))
+    for commit in commits_from(store, chain.number, partition, base):
+        base = commit.next
+    return base
+
+
+def commits_from(store: ObjectStore, chain: int, partition: int, base: int) -> Iterator[Commit]:
+    """Yield the contiguous commits of a partition that begin at an offset, up to the tail.
+
+    Args:
+        store: The lake.
+        chain: Number of the chain.
+        partition: The partition.
+        base: Where to begin: a chain's `start`, or a known commit's `next`.
+    """
+    while True:
+        try:
+            commit = read_commit(store, chain, partition, base)
+        except ObjectMissing:
+            return
+        yield commit
+        base = commit.next
+
+
+def read_commit(store: ObjectStore, chain: int, partition: int, base: int) -> Commit:
+    """Read one commit.
+
+    Raises:
+        ObjectMissing: If there is none at this offset.
+        UserError: If it cannot be understood.
+    """
+    path = layout.commit_path(chain, partition, base)
+    message = _decode(store, path)
+    try:
+        message["files"] = tuple(CommitFile(**file) for file in message["files"])
+        message["missing"] = tuple((int(start), int(end)) for start, end in message["missing"])
+        commit = Commit(**message)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{store.url}/{path}: not a commit ({error})") from error
+    if (commit.chain, commit.partition, commit.base) != (chain, partition, base) or commit.next <= base:
+        raise UserError(f"{store.url}/{path}: holds the commit of another place")
+    return commit
+
+
+def write_commit(store: ObjectStore, commit: Commit) -> None:
+    """Create a commit, after everything that it names.
+
+    Raises:
+        Fenced: If another writer committed at this offset first. Our own commit, found there because the
+            answer to an earlier attempt was lost, is a success.
+    """
+    try:
+        store.create(layout.commit_path(commit.chain, commit.partition, commit.base), _encode(commit))
+    except ObjectExists as error:
+        found = read_commit(store, commit.chain, commit.partition, commit.base)
+        if found.token != commit.token:
+            raise Fenced(f"chain {commit.chain} partition {commit.partition} offset {commit.base}") from error
+
+
+def read_progress(store: ObjectStore, chain: int, partition: int) -> Progress | None:
+    """Return a partition's claim, or None if there is none yet."""
+    path = layout.progress_path(chain, partition)
+    try:
+        return Progress(**_decode(store, path))
+    except ObjectMissing:
+        return None
+    except TypeError as error:
+        raise UserError(f"{store.url}/{path}: not a progress object ({error})") from error
+
+
+def write_progress(store: ObjectStore, progress: Progress) -> None:
+    """Publish a claim."""
+    store.replace(layout.progress_path(progress.chain, progress.partition), _encode(progress))
+
+
+def _has_commit(store: ObjectStore, chain: int, partition: int, base: int) -> bool:
+    try:
+        store.get(layout.commit_path(chain, partition, base))
+    except ObjectMissing:
+        return False
+    return True
+
+
+def _read_chain(store: ObjectStore, path: str) -> Chain:
+    message = _decode(store, path)
+    try:
+        message["partitions"] = tuple(map(int, message["partitions"]))
+        for name in ("start", "predecessor_end"):
+            message[name] = {int(partition): int(offset) for partition, offset in message[name].items()}
+        return Chain(**message)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{store.url}/{path}: not a chain ({error})") from error
+
+
+def _encode(value: Chain | Commit | Progress) -> bytes:
+    return orjson.dumps(asdict(value), option=orjson.OPT_NON_STR_KEYS | orjson.OPT_INDENT_2)
+
+
+def _decode(store: ObjectStore, path: str) -> dict[str, Any]:
+    try:
+        message = orjson.loads(store.get(path))
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{store.url}/{path}: not JSON ({error})") from error
+    if not isinstance(message, dict):
+        raise UserError(f"{store.url}/{path}: not a JSON object")
+    return message

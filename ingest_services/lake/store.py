@@ -1,0 +1,181 @@
+"""Object stores behind one small interface: create if absent, get, list from a key, replace.
+
+Data, commits and chains are only ever created; `replace` exists for the progress objects alone.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from ingest_services.errors import UserError
+
+
+class ObjectExists(Exception):  # noqa: N818 - an answer, not a failure
+    """The path is taken: somebody, possibly this writer in a lost attempt, created it."""
+
+
+class ObjectMissing(Exception):  # noqa: N818
+    """There is no object at the path."""
+
+
+class ObjectStore(Protocol):
+    """What the lake needs of a store. Paths are relative to the store's root and use `/`.
+
+    Attributes:
+        url: The store's root, for messages.
+    """
+
+    url: str
+
+    def create(self, path: str, data: bytes) -> None:
+        """Create an object, atomically and durably.
+
+        Raises:
+            ObjectExists: If the path is taken; the object there is unchanged.
+        """
+
+    def get(self, path: str) -> bytes:
+        """Return an object's content.
+
+        Raises:
+            ObjectMissing: If there is none.
+        """
+
+    def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
+        """Yield the paths that begin with `prefix` and sort after `start_after`, in order."""
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Create an object or replace it whole; a reader sees the old or the new one, never a mixture."""
+
+
+class FolderStore:
+    """A store on a local folder.
+
+    An object is written beside the tree, synced, and hard-linked to its name (which fails if the name is
+    taken) or renamed over it; then its folder is synced. A crash leaves an unnamed temporary file at most.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.url = root.as_uri()
+        self._staging = root / ".staging"
+        self._synced: set[Path] = set()
+
+    def create(self, path: str, data: bytes) -> None:
+        """See `ObjectStore.create`."""
+        target, staged = self._stage(path, data)
+        try:
+            os.link(staged, target)
+        except FileExistsError as error:
+            raise ObjectExists(path) from error
+        finally:
+            staged.unlink()
+        _sync_folder(target.parent)
+
+    def get(self, path: str) -> bytes:
+        """See `ObjectStore.get`."""
+        try:
+            return self._locate(path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ObjectMissing(path) from error
+
+    def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
+        """See `ObjectStore.list`."""
+        folder, _, _ = prefix.rpartition("/")
+        top = self._locate(folder) if folder else self.root
+        for path in self._walk(top, folder):
+            if path.startswith(prefix) and path > start_after:
+                yield path
+
+    def replace(self, path: str, data: bytes) -> None:
+        """See `ObjectStore.replace`."""
+        target, staged = self._stage(path, data)
+        staged.replace(target)
+        _sync_folder(target.parent)
+
+    def _stage(self, path: str, data: bytes) -> tuple[Path, Path]:
+        target = self._locate(path)
+        self._make_folder(target.parent)
+        self._make_folder(self._staging)
+        staged = self._staging / secrets.token_hex(8)
+        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            staged.unlink()
+            raise
+        return target, staged
+
+    def _locate(self, path: str) -> Path:
+        parts = path.split("/")
+        if any(part in ("", ".", "..") for part in parts):
+            raise ValueError(f"{path!r} is not an object path")
+        return self.root.joinpath(*parts)
+
+    def _make_folder(self, folder: Path) -> None:
+        # A new folder is durable once its parent is synced; what this process made it need not look at again.
+        if folder in self._synced:
+            return
+        if folder != self.root and self.root in folder.parents:
+            self._make_folder(folder.parent)
+            folder.mkdir(exist_ok=True)
+            _sync_folder(folder.parent)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._synced.add(folder)
+
+    def _walk(self, top: Path, prefix: str) -> Iterator[str]:
+        try:
+            with os.scandir(top) as scan:
+                # A folder sorts as its name with the slash behind it: the order is that of whole paths.
+                entries = sorted((e.name + "/" * e.is_dir(), Path(e.path)) for e in scan if e.name[0] != ".")
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name, entry in entries:
+            path = f"{prefix}/{name}" if prefix else name
+            if name.endswith("/"):
+                yield from self._walk(entry, path[:-1])
+            else:
+                yield path
+
+
+def open_store(url: str) -> ObjectStore:
+    """Open the store at a URL (`RAW_URL`).
+
+    Args:
+        url: `file:///folder`. `gs://` stores come with the sink's own issue, behind this interface.
+
+    Raises:
+        UserError: If the URL is of no kind that is known, or the folder cannot be written.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+        root = Path(unquote(parts.path))
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"RAW_URL={url}: the folder cannot be made ({error.strerror}: {error.filename})"
+            ) from error
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise UserError(
+                f"RAW_URL={url}: the folder cannot be written; change its owner or choose another"
+            )
+        return FolderStore(root)
+    raise UserError(f"RAW_URL={url}: must be file:///folder with an absolute path")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

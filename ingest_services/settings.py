@@ -1,0 +1,92 @@
+"""Typed settings of the ingest half, read from the environment and from `.env`.
+
+Every variable stands in the README's settings table. Belongs here: values that differ between machines.
+Does not belong here: who collects what (`config.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ingest_services.errors import UserError
+
+PACKAGED_CONF = Path(__file__).parent / "conf"
+
+
+class IngestSettings(BaseSettings):
+    """Settings of producers, consumers and everything that reads the raw lake.
+
+    Attributes:
+        source: Whose data this is; written into `lake.json`, and a lake of another source is refused.
+        market_time_zone: Zone of paths and of what people read; code works in UTC instants.
+        kafka_bootstrap: Brokers, `host:port` separated by commas.
+        upbit_ws_url: The exchange's WebSocket endpoint.
+        upbit_rest_url: The exchange's REST endpoint.
+        depth: Order-book levels per side to subscribe to.
+        raw_url: The raw lake: `file:///folder` or `gs://bucket/prefix`.
+        compression: Of raw objects.
+        lateness_s: Seconds after a minute's end at which the minute is cut.
+        memory_budget_mb: Buffered records per consumer process, MiB.
+        spool_dir: Where a producer keeps frames while Kafka cannot take them.
+        producer_conf: The file that says which producer subscribes to which tickers.
+        consumer_conf: The file that says which consumer reads which partition.
+    """
+
+    model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore")
+
+    source: Literal["upbit", "simulator"] = "upbit"
+    market_time_zone: str = "Asia/Seoul"
+    kafka_bootstrap: str = "127.0.0.1:9092"
+    upbit_ws_url: str = "wss://api.upbit.com/websocket/v1"
+    upbit_rest_url: str = "https://api.upbit.com"
+    depth: Literal[1, 5, 15, 30] = 15
+    raw_url: str = "file://" + str(Path(".cryptostream/raw").absolute())
+    compression: Literal["zstd", "none"] = "zstd"
+    lateness_s: float = Field(default=5.0, ge=0, le=60)
+    memory_budget_mb: int = Field(default=128, ge=16)
+    spool_dir: Path = Path(".cryptostream/spool")
+    producer_conf: Path = PACKAGED_CONF / "producer.conf"
+    consumer_conf: Path = PACKAGED_CONF / "consumer.conf"
+
+    @field_validator("market_time_zone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError("is not a time zone; use a name like Asia/Seoul") from error
+        return name
+
+    @field_validator("depth", mode="before")
+    @classmethod
+    def _depth_number(cls, value: object) -> object:
+        return int(value) if isinstance(value, str) and value.strip().isdigit() else value
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The market's time zone."""
+        return ZoneInfo(self.market_time_zone)
+
+
+SettingsT = TypeVar("SettingsT", bound=BaseSettings)
+
+
+def load_settings(kind: type[SettingsT]) -> SettingsT:
+    """Read one class of settings.
+
+    Raises:
+        UserError: If a value is malformed; the line names the variable and the value.
+    """
+    try:
+        return kind()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).upper() if first["loc"] else "?"
+        raise UserError(
+            f"setting {name}={first.get('input')!r} (environment or .env): {first['msg']}"
+        ) from error
