@@ -81,7 +81,7 @@ class CommitFile:
 class Commit:
     """Offsets [base, next) of a partition, and the objects that hold them.
 
-    books + heartbeats + quarantined + the missing offsets = next − base.
+    books + heartbeats + quarantined + the missing offsets = next - base.
 
     Attributes:
         chain: Number of the chain.
@@ -123,8 +123,7 @@ class Progress:
         chain: Number of the chain.
         partition: Kafka partition.
         next: Committed up to this offset.
-        minutes_through_ms: End of the last minute of which everything that the log held is committed, ms since
-            the epoch.
+        minutes_through_ms: End of the last minute of which everything that the log held is committed, ms.
         at_ms: When it was claimed, ms since the epoch.
     """
 
@@ -157,7 +156,7 @@ def open_chain(
     log_end: Mapping[int, int],
     now_ms: int,
 ) -> Chain:
-    """Return the chain that a topic's log, as the broker shows it now, belongs to; open a new one if it must be.
+    """Return the chain that a topic's log, as the broker shows it now, belongs to, or open it.
 
     A new chain begins when there is none, when the topic was re-created, when its partitions changed, or when
     the log was rolled back: its end is below our tail, so the same offsets would mean other records.
@@ -223,10 +222,8 @@ def find_tail(store: ObjectStore, chain: Chain, partition: int, hint: int | None
     if hint is not None and hint > base and _has_commit(store, chain.number, partition, hint):
         base = hint
     else:
-        last = ""
-        for last in store.list(layout.commits_prefix(chain.number, partition)):
-            pass
-        if last:
+        last = max(store.list(layout.commits_prefix(chain.number, partition)), default=None)
+        if last is not None:
             base = int(last.rpartition("/")[2].removesuffix(".json"))
     for commit in commits_from(store, chain.number, partition, base):
         base = commit.next

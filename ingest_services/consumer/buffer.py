@@ -1,0 +1,102 @@
+"""The records of one partition that were read and not yet committed, and where to cut them."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from itertools import islice
+
+from ingest_services.consumer.entries import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one commit will cover: offsets [base, next), its records, and the offsets that never came."""
+
+    base: int
+    next: int
+    entries: tuple[Entry, ...]
+    missing: tuple[tuple[int, int], ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of its lines."""
+        return sum(len(entry.line) for entry in self.entries)
+
+
+class Buffer:
+    """Entries in offset order.
+
+    Attributes:
+        base: First offset that is in no batch yet.
+        next: Everything below this offset was read.
+        bytes: Size of the buffered lines.
+    """
+
+    def __init__(self, base: int) -> None:
+        self.base = base
+        self.next = base
+        self.bytes = 0
+        self._entries: deque[Entry] = deque()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def append(self, entry: Entry) -> None:
+        """Take the next record.
+
+        Raises:
+            ValueError: If its offset was read before: the reader is not where it should be.
+        """
+        if entry.offset < self.next:
+            raise ValueError(f"offset {entry.offset} read again; expected {self.next} or later")
+        self._entries.append(entry)
+        self.next = entry.offset + 1
+        self.bytes += len(entry.line)
+
+    def advance(self, position: int) -> None:
+        """Note that everything below `position` was read, also where the log holds no record for an offset."""
+        self.next = max(self.next, position)
+
+    def count_through(self, end_ms: int) -> int:
+        """Return how many entries there are up to the last one that belongs to a minute before `end_ms`."""
+        for behind, entry in enumerate(reversed(self._entries)):
+            if entry.minute_ms < end_ms:
+                return len(self._entries) - behind
+        return 0
+
+    def take(self, count: int, max_files: int) -> Batch | None:
+        """Cut the next batch.
+
+        Args:
+            count: Take the first `count` entries; taking all of them takes the offsets that were read and hold
+                no record, too.
+            max_files: Stop before the entries need more objects than this.
+
+        Returns:
+            The batch, or None if there is nothing to commit.
+        """
+        names: set[tuple[str, str, int]] = set()
+        for index, entry in enumerate(islice(self._entries, count)):
+            names.add((entry.kind, entry.ticker, entry.minute_ms))
+            if len(names) > max_files:
+                count = index
+                break
+        entries = tuple(self._entries.popleft() for _ in range(count))
+        end = entries[-1].offset + 1 if entries else self.base
+        if not self._entries:
+            end = self.next
+        if end == self.base:
+            return None
+        missing = []
+        expected = self.base
+        for entry in entries:
+            if entry.offset > expected:
+                missing.append((expected, entry.offset))
+            expected = entry.offset + 1
+        if end > expected:
+            missing.append((expected, end))
+        batch = Batch(self.base, end, entries, tuple(missing))
+        self.base = end
+        self.bytes -= batch.bytes
+        return batch

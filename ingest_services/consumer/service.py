@@ -1,0 +1,106 @@
+"""The consumer process: settings, signals, metrics and one carrier per consumer group."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+from prometheus_client import start_http_server
+
+from ingest_services import config, kafka
+from ingest_services.config import ConsumerSection
+from ingest_services.consumer import metrics
+from ingest_services.consumer.carrier import Carrier
+from ingest_services.consumer.sink import Sink, Stopped
+from ingest_services.errors import UserError
+from ingest_services.lake import layout
+from ingest_services.lake.store import open_store
+from ingest_services.settings import IngestSettings
+
+# What a store that fails may cost after a signal; together with draining it stays under ten seconds.
+GIVE_UP_S = 5.0
+PARALLEL_UPLOADS = 16
+
+log = structlog.get_logger()
+
+
+def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_port: int | None) -> int:
+    """Carry the partitions of some sections into the lake until a signal ends it.
+
+    SIGTERM and SIGINT: read to the end of the log (3 s at most), commit everything, return 0.
+
+    Args:
+        sections: What to carry.
+        settings: The process's settings.
+        metrics_port: Loopback port for Prometheus metrics, or None.
+
+    Returns:
+        The process's exit status: 0, or 1 if what was read could not be committed (it stays in Kafka).
+
+    Raises:
+        UserError: Before anything is started: broker, topic, partition or lake are not as the settings say.
+    """
+    store = open_store(settings.raw_url)
+    require_whole_topics(sections, settings)
+    layout.claim_lake(store, settings.source, settings.market_time_zone)
+    if metrics_port is not None:
+        try:
+            start_http_server(metrics_port, addr="127.0.0.1")
+        except OSError as error:
+            raise UserError(
+                f"--metrics-port {metrics_port}: {error.strerror}; choose another port"
+            ) from error
+
+    stopping, gave_up = threading.Event(), threading.Event()
+
+    def stop(signum: int, _frame: object) -> None:
+        log.info("stopping", signal=signal.Signals(signum).name)
+        stopping.set()
+        timer = threading.Timer(GIVE_UP_S, gave_up.set)
+        timer.daemon = True
+        timer.start()
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    uploads = ThreadPoolExecutor(PARALLEL_UPLOADS, "upload")
+    sink = Sink(
+        store,
+        settings.zone,
+        layout.SUFFIXES[settings.compression],
+        uploads,
+        lambda what: metrics.RETRIES.labels(what).inc(),
+        gave_up,
+    )
+    groups = {section.group: [s for s in sections if s.group == section.group] for section in sections}
+    try:
+        with ThreadPoolExecutor(len(groups), "carrier") as carriers:
+            runs = [carriers.submit(Carrier(own, settings, sink, stopping).run) for own in groups.values()]
+            for done in runs:
+                # One carrier's failure ends the process: a half-alive one looks healthy and is not.
+                done.add_done_callback(lambda _: stopping.set())
+            for done in runs:
+                done.result()
+    except Stopped as error:
+        log.error("not committed; it stays in Kafka", cause=str(error))
+        return 1
+    finally:
+        uploads.shutdown(wait=True, cancel_futures=True)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    log.info("stopped")
+    return 0
+
+
+def require_whole_topics(sections: Sequence[ConsumerSection], settings: IngestSettings) -> None:
+    """Check that consumer.conf gives every partition of our topics a reader.
+
+    Raises:
+        UserError: Naming the partition, or the section that reads one that is not there.
+    """
+    everyone = config.read_consumers(settings.consumer_conf)
+    for topic in dict.fromkeys(section.topic for section in sections):
+        _, numbers = kafka.topic_id(settings.kafka_bootstrap, topic)
+        own = [section for section in everyone if section.topic == topic]
+        config.require_consumers({topic: len(numbers)}, own, settings.consumer_conf)

@@ -1,0 +1,159 @@
+"""From a batch to committed objects: upload everything, then create the commit, then publish the claim."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+from zoneinfo import ZoneInfo
+
+import structlog
+from crc32c import crc32c
+
+from ingest_services.consumer.buffer import Batch
+from ingest_services.consumer.entries import Entry
+from ingest_services.lake import chain as chains
+from ingest_services.lake import layout, lines
+from ingest_services.lake.chain import Commit, CommitFile, FileKind, Progress
+from ingest_services.lake.store import ObjectExists, ObjectStore
+
+MAX_BACKOFF_S = 10.0
+
+ResultT = TypeVar("ResultT")
+
+
+class Stopped(Exception):  # noqa: N818 - an answer, not a failure
+    """The process is ending and the store did not recover in time; what is not committed stays in Kafka."""
+
+
+@dataclass(frozen=True)
+class Sink:
+    """Where batches go.
+
+    Attributes:
+        store: The raw lake.
+        zone: The market's time zone, for paths.
+        suffix: Ending of object names, which says how they are compressed.
+        uploads: Runs uploads in parallel, so bounds their number.
+        on_retry: Called with the cause whenever the store failed and is tried again.
+        gave_up: Set when there is no more time to wait for the store.
+    """
+
+    store: ObjectStore
+    zone: ZoneInfo
+    suffix: str
+    uploads: Executor
+    on_retry: Callable[[str], None]
+    gave_up: threading.Event
+
+    def commit(self, chain: int, partition: int, batch: Batch, still_ours: Callable[[], None]) -> Commit:
+        """Write a batch's objects, then its commit.
+
+        Args:
+            chain: Number of the chain.
+            partition: Kafka partition.
+            batch: What to commit.
+            still_ours: Called right before the commit; raises if the topic is another one by now.
+
+        Returns:
+            The commit, as it stands in the lake.
+
+        Raises:
+            Fenced: If another writer committed at this offset first.
+            Stopped: If the store failed until the process had to end.
+        """
+        token = secrets.token_hex(4)
+        grouped: dict[tuple[FileKind, str, int], list[Entry]] = {}
+        for entry in batch.entries:
+            grouped.setdefault((entry.kind, entry.ticker, entry.minute_ms), []).append(entry)
+        uploads = [
+            self.uploads.submit(self._upload, partition, batch.base, token, *name, entries)
+            for name, entries in grouped.items()
+        ]
+        files = tuple(upload.result() for upload in uploads)
+        commit = Commit(
+            chain=chain,
+            partition=partition,
+            base=batch.base,
+            next=batch.next,
+            token=token,
+            files=files,
+            books=_rows(files, "book"),
+            heartbeats=_rows(files, "heartbeat"),
+            quarantined=_rows(files, "quarantine"),
+            missing=batch.missing,
+            committed_ms=time.time_ns() // 1_000_000,
+        )
+        still_ours()
+        self._persist("commit", lambda: chains.write_commit(self.store, commit))
+        return commit
+
+    def claim(self, progress: Progress) -> None:
+        """Publish a claim.
+
+        Raises:
+            Stopped: As `commit`.
+        """
+        self._persist("progress", lambda: chains.write_progress(self.store, progress))
+
+    def _upload(
+        self,
+        partition: int,
+        base: int,
+        token: str,
+        kind: FileKind,
+        ticker: str,
+        minute_ms: int,
+        entries: list[Entry],
+    ) -> CommitFile:
+        stamps = [entry.tms for entry in entries if entry.tms is not None]
+        place = (partition, base, token, self.zone, self.suffix)
+        if kind == "book":
+            path = layout.book_path(ticker, minute_ms, min(stamps), *place)
+        else:
+            path = layout.side_path(
+                {"heartbeat": "coverage", "quarantine": "quarantine"}[kind], minute_ms, *place
+            )
+        data = lines.compress(b"".join(entry.line for entry in entries), self.suffix)
+        self._persist("upload", lambda: self._create(path, data))
+        return CommitFile(
+            kind=kind,
+            path=path,
+            ticker=ticker,
+            minute_ms=minute_ms,
+            rows=len(entries),
+            bytes=len(data),
+            crc32c=f"{crc32c(data):08x}",
+            min_tms=min(stamps, default=None),
+            max_tms=max(stamps, default=None),
+            min_received_us=min(entry.received_us for entry in entries),
+            max_received_us=max(entry.received_us for entry in entries),
+        )
+
+    def _create(self, path: str, data: bytes) -> None:
+        try:
+            self.store.create(path, data)
+        except ObjectExists:
+            # The name holds this attempt's random token, so it is ours: the answer to an upload was lost.
+            if self.store.get(path) != data:
+                raise
+
+    def _persist(self, what: str, operation: Callable[[], ResultT]) -> ResultT:
+        backoff_s = 0.1
+        while True:
+            try:
+                return operation()
+            except OSError as error:
+                structlog.get_logger().warning("store failed, trying again", what=what, error=str(error))
+                self.on_retry(what)
+                if self.gave_up.wait(backoff_s):
+                    raise Stopped(f"{what}: {error}") from error
+                backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+
+
+def _rows(files: tuple[CommitFile, ...], kind: FileKind) -> int:
+    return sum(file.rows for file in files if file.kind == kind)
