@@ -13,6 +13,7 @@ from typing import Any
 
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError, UnknownTopicOrPartitionError
+from kafka.net.compat import KafkaNetClient
 
 from ingest_services.errors import UserError
 
@@ -44,7 +45,16 @@ def client_config(bootstrap: str) -> dict[str, Any]:
         "request_timeout_ms": REQUEST_TIMEOUT_MS,
         "reconnect_backoff_max_ms": RECONNECT_BACKOFF_MAX_MS,
         "bootstrap_timeout_ms": int(CONNECT_TIMEOUT_S * 1000),
+        "kafka_client": _client_that_creates_no_topics,
     }
+
+
+def _client_that_creates_no_topics(**config: Any) -> KafkaNetClient:
+    # kafka-python 3.0 does not hand `allow_auto_create_topics` down to its metadata requests: a topic that is
+    # gone would come back, with the broker's default partition count, because somebody asked where it is.
+    client = KafkaNetClient(**config)
+    client.cluster.config["allow_auto_create_topics"] = False
+    return client
 
 
 def unreachable(bootstrap: str, error: object) -> UserError:

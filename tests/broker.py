@@ -1,4 +1,4 @@
-"""Pytest plugin: the embedded broker, the real Kafka protocol on a free loopback port, gone when the test is."""
+"""Pytest plugin: the embedded broker; the real Kafka protocol on a free loopback port."""
 
 from __future__ import annotations
 
