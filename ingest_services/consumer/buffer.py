@@ -55,7 +55,7 @@ class Buffer:
         self.bytes += len(entry.line)
 
     def advance(self, position: int) -> None:
-        """Note that everything below `position` was read, also where the log holds no record for an offset."""
+        """Note that everything below `position` was read, also where the log has no record at an offset."""
         self.next = max(self.next, position)
 
     def count_through(self, end_ms: int) -> int:
@@ -69,8 +69,8 @@ class Buffer:
         """Cut the next batch.
 
         Args:
-            count: Take the first `count` entries; taking all of them takes the offsets that were read and hold
-                no record, too.
+            count: Take the first `count` entries; taking all of them takes the offsets behind them, too, that
+                were read and hold no record.
             max_files: Stop before the entries need more objects than this.
 
         Returns:

@@ -169,7 +169,8 @@ class Carrier:
             for section in self.sections:
                 if section.topic == topic and section.partition not in numbers:
                     raise UserError(
-                        f"{self.settings.consumer_conf} [{section.name}] partition_number={section.partition}: "
+                        f"{self.settings.consumer_conf} [{section.name}] "
+                        f"partition_number={section.partition}: "
                         f"topic {topic} has partitions {numbers[0]} to {numbers[-1]}"
                     )
             tps = [TopicPartition(topic, number) for number in numbers]

@@ -1,0 +1,116 @@
+"""What becomes of a record: the frame is the truth, and nothing that anybody sends stops a partition."""
+
+from __future__ import annotations
+
+import json
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest_services.consumer.entries import Entry, read_record
+from ingest_services.record import BOOK, HEARTBEAT, Covered, Envelope, Heartbeat, headers_of
+
+RECEIVED_MS = 1_738_480_567_123
+MINUTE_MS = 60_000
+MINUTE = RECEIVED_MS - RECEIVED_MS % MINUTE_MS
+
+
+def frame(tms: int, stream_type: str = "REALTIME", market: str = "KRW-BTC") -> bytes:
+    return orjson.dumps({"ty": "orderbook", "cd": market, "tms": tms, "obu": [], "st": stream_type})
+
+
+def read(
+    value: bytes | None, kind: str = BOOK, key: bytes | None = b"BTC", received_ms: int = RECEIVED_MS
+) -> Entry:
+    headers = headers_of(Envelope(kind, received_ms * 1000, "s-1"))
+    return read_record(3, 7, received_ms, key, value, headers)
+
+
+def test_a_book_belongs_to_the_minute_of_its_stamp() -> None:
+    entry = read(frame(MINUTE - 1))
+    assert (entry.kind, entry.ticker, entry.minute_ms) == ("book", "BTC", MINUTE - MINUTE_MS)
+
+
+def test_a_snapshot_belongs_to_the_minute_it_was_received_however_old_its_stamp() -> None:
+    entry = read(frame(MINUTE - 30 * MINUTE_MS, "SNAPSHOT"))
+    assert (entry.minute_ms, entry.tms) == (MINUTE, MINUTE - 30 * MINUTE_MS)
+
+
+def test_the_line_holds_the_untouched_bytes_of_the_frame() -> None:
+    value = (
+        b'{ "ty":"orderbook","cd":"USDT-BTC", "tms":1738480560000,"obu":[{"ap":7.9276E-4}],"st":"REALTIME"}'
+    )
+    entry = read(value)
+    assert entry.line.endswith(b',"book":' + value + b"}\n")
+    assert json.loads(entry.line)["offset"] == 7
+    assert entry.ticker == "USDT-BTC"
+
+
+def test_a_microsecond_stamp_means_the_same_instant() -> None:
+    assert read(frame(MINUTE * 1000 + 5)).tms == MINUTE
+
+
+def test_the_frame_wins_over_a_key_that_lies() -> None:
+    assert read(frame(MINUTE), key=b"ETH").ticker == "BTC"
+
+
+def test_a_clock_that_is_a_little_ahead_is_no_reason_for_quarantine() -> None:
+    assert read(frame(RECEIVED_MS + 5_000)).kind == "book"
+    assert read(frame(RECEIVED_MS + 5_001)).kind == "quarantine"
+
+
+def test_a_frame_with_a_line_break_is_quarantined_because_a_line_could_not_hold_it() -> None:
+    entry = read(frame(MINUTE).replace(b",", b",\n"))
+    assert entry.kind == "quarantine"
+    assert entry.line.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("stamp", [1, 10**12 - 1, 10**17])
+def test_an_absurd_stamp_makes_no_absurd_path(stamp: int) -> None:
+    assert read(frame(stamp)).kind == "quarantine"
+
+
+def test_a_heartbeat_belongs_to_the_minute_that_it_covers() -> None:
+    covered = Covered((MINUTE - 10_000) * 1000, MINUTE * 1000, ("BTC",))
+    entry = read(Heartbeat("s", "s-1", ("BTC",), (covered,)).encode(), HEARTBEAT)
+    assert (entry.kind, entry.minute_ms) == ("heartbeat", MINUTE - MINUTE_MS)
+
+
+headers = st.lists(
+    st.tuples(
+        st.sampled_from(["kind", "received_us", "connection", "tms", "x"]), st.none() | st.binary(max_size=24)
+    ),
+    max_size=4,
+)
+values = (
+    st.none()
+    | st.binary(max_size=60)
+    | st.builds(
+        lambda body: json.dumps(body).encode(),
+        st.dictionaries(
+            st.sampled_from(
+                ["cd", "code", "tms", "timestamp", "st", "obu", "error", "status", "stream_type"]
+            ),
+            st.none()
+            | st.integers()
+            | st.text(max_size=8)
+            | st.sampled_from(["KRW-BTC", "REALTIME"])
+            | st.just([]),
+        ),
+    )
+)
+
+
+@given(
+    key=st.none() | st.binary(max_size=8), value=values, headers=headers, timestamp_ms=st.integers(-1, 2**50)
+)
+def test_nothing_that_is_sent_raises_and_every_line_is_one_json_object_with_the_offset(
+    key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]], timestamp_ms: int
+) -> None:
+    entry = read_record(3, 7, timestamp_ms, key, value, headers)
+    assert entry.line.endswith(b"\n")
+    assert entry.line.count(b"\n") == 1
+    assert json.loads(entry.line)["offset"] == 7
+    assert entry.minute_ms % MINUTE_MS == 0

@@ -1,0 +1,212 @@
+"""The lake's contract on a local folder: what is created stays, chains are linear, claims are readable."""
+
+from __future__ import annotations
+
+import threading
+from itertools import pairwise
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest_services.errors import UserError
+from ingest_services.lake import chain as chains
+from ingest_services.lake import layout, lines
+from ingest_services.lake.chain import Chain, Commit, Fenced, Progress
+from ingest_services.lake.coverage import covered_intervals, covered_us, merge, read_heartbeats
+from ingest_services.lake.store import FolderStore, ObjectExists, ObjectMissing, open_store
+from ingest_services.record import Covered, Heartbeat
+
+SEOUL = ZoneInfo("Asia/Seoul")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "raw")
+
+
+def commit(base: int, next_: int, token: str = "mine", chain: int = 1) -> Commit:
+    return Commit(chain, 0, base, next_, token, (), 0, 0, 0, ((base, next_),), 1)
+
+
+def open_first(store: FolderStore, log_end: int = 0, topic_id: str = "a", partitions: int = 1) -> Chain:
+    starts = dict.fromkeys(range(partitions), 0)
+    return chains.open_chain(store, "orderbook", topic_id, starts, dict.fromkeys(starts, log_end), 5)
+
+
+def test_an_object_is_created_once_and_never_changed(store: FolderStore) -> None:
+    store.create("a/b.json", b"one")
+    with pytest.raises(ObjectExists):
+        store.create("a/b.json", b"two")
+    assert store.get("a/b.json") == b"one"
+    assert not list((store.root / ".staging").iterdir())
+
+
+def test_of_many_who_create_at_once_exactly_one_succeeds(store: FolderStore) -> None:
+    won: list[int] = []
+    start = threading.Barrier(8)
+
+    def race(number: int) -> None:
+        start.wait()
+        try:
+            store.create("slot", b"%d" % number)
+        except ObjectExists:
+            return
+        won.append(number)
+
+    threads = [threading.Thread(target=race, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.get("slot") == b"%d" % won[0]
+
+
+def test_replace_is_whole_and_get_of_nothing_says_so(store: FolderStore) -> None:
+    store.replace("p.json", b"old")
+    store.replace("p.json", b"new")
+    assert store.get("p.json") == b"new"
+    with pytest.raises(ObjectMissing):
+        store.get("q.json")
+    with pytest.raises(ObjectMissing):
+        store.get("p.json/x")
+
+
+@given(
+    st.sets(st.from_regex(r"[ab](-|\.|=)?[ab]?(/[ab]-?[ab]?){0,2}", fullmatch=True), max_size=12), st.data()
+)
+def test_list_is_in_the_order_of_paths(
+    tmp_path_factory: pytest.TempPathFactory, paths: set[str], data: st.DataObject
+) -> None:
+    store = FolderStore(tmp_path_factory.mktemp("store"))
+    files = {p for p in paths if not any(q.startswith(p + "/") for q in paths)}
+    for path in files:
+        store.create(path, b"")
+    prefix = data.draw(st.sampled_from(["", "a", "b/", "a-"]))
+    after = data.draw(st.sampled_from(["", *sorted(files)]))
+    assert list(store.list(prefix, after)) == sorted(p for p in files if p.startswith(prefix) and p > after)
+
+
+@pytest.mark.parametrize("path", ["../x", "a//b", "/etc/x", "a/./b", ""])
+def test_a_path_never_leaves_the_lake(store: FolderStore, path: str) -> None:
+    with pytest.raises(ValueError, match="not an object path"):
+        store.create(path, b"")
+
+
+@pytest.mark.parametrize("url", ["gs://bucket", "/folder", "file://host/x", "file:relative", "s3://x"])
+def test_a_lake_url_of_an_unknown_kind_is_one_clear_line(url: str) -> None:
+    with pytest.raises(UserError, match=r"RAW_URL=.*must be file:///folder"):
+        open_store(url)
+
+
+def test_paths_are_the_designs_own_examples() -> None:
+    path = layout.book_path(
+        "BTC", 1_738_480_560_000, 1_738_480_560_123, 0, 1234, "7f3a9c21", SEOUL, layout.SUFFIXES["zstd"]
+    )
+    assert path == (
+        "ticker=BTC/year=2025/month=02/day=02/hour=16/minute=16/"
+        "BTC-1738480560123-p00-00000000000000001234-7f3a9c21.jsonl.zst"
+    )
+
+
+def test_a_lake_belongs_to_one_source(store: FolderStore) -> None:
+    assert layout.read_lake(store) is None
+    layout.claim_lake(store, "simulator", "Asia/Seoul")
+    layout.claim_lake(store, "simulator", "Asia/Seoul")
+    with pytest.raises(UserError, match="simulated and real data never share a lake"):
+        layout.claim_lake(store, "upbit", "Asia/Seoul")
+
+
+def test_a_commit_that_does_not_add_up_cannot_exist() -> None:
+    with pytest.raises(ValueError, match="does not add up"):
+        Commit(1, 0, 0, 10, "t", (), 9, 0, 0, (), 1)
+
+
+def test_a_lost_response_is_a_success_and_a_lost_race_is_not(store: FolderStore) -> None:
+    chains.write_commit(store, commit(0, 10))
+    chains.write_commit(store, commit(0, 10))
+    with pytest.raises(Fenced):
+        chains.write_commit(store, commit(0, 12, token="other"))
+    assert [c.token for c in chains.commits_from(store, 1, 0, 0)] == ["mine"]
+
+
+@pytest.mark.parametrize("hint", [None, 0, 5, 10, 17, 25, 99])
+def test_the_tail_is_found_whatever_the_hint_says(store: FolderStore, hint: int | None) -> None:
+    chain = open_first(store)
+    for base, next_ in [(0, 10), (10, 17), (17, 25)]:
+        chains.write_commit(store, commit(base, next_))
+    assert chains.find_tail(store, chain, 0, hint) == 25
+
+
+def test_the_same_log_goes_on_in_the_same_chain(store: FolderStore) -> None:
+    first = open_first(store)
+    chains.write_commit(store, commit(0, 10))
+    assert open_first(store, log_end=10) == first
+    assert len(chains.read_chains(store)) == 1
+
+
+def test_a_re_created_topic_begins_a_new_chain(store: FolderStore) -> None:
+    open_first(store)
+    chains.write_commit(store, commit(0, 10))
+    second = open_first(store, log_end=50, topic_id="b")
+    assert (second.number, second.predecessor, second.predecessor_end, second.start) == (
+        2,
+        1,
+        {0: 10},
+        {0: 0},
+    )
+
+
+def test_a_log_that_was_rolled_back_begins_a_new_chain(store: FolderStore) -> None:
+    open_first(store)
+    chains.write_commit(store, commit(0, 10))
+    second = open_first(store, log_end=9)
+    assert (second.predecessor_end, second.start) == ({0: 10}, {0: 0})
+    assert "rolled back" in second.reason
+
+
+def test_added_partitions_begin_a_new_chain_that_goes_on_at_the_tails(store: FolderStore) -> None:
+    open_first(store)
+    chains.write_commit(store, commit(0, 10))
+    second = open_first(store, log_end=20, partitions=2)
+    assert second.start == {0: 10, 1: 0}
+
+
+def test_claims_come_back_as_they_were_made(store: FolderStore) -> None:
+    assert chains.read_progress(store, 1, 0) is None
+    claim = Progress(1, 0, 10, 60_000, 66_000)
+    chains.write_progress(store, claim)
+    assert chains.read_progress(store, 1, 0) == claim
+
+
+@pytest.mark.parametrize("garbage", [b"", b"[]", b"{}", b'{"chain":1}'])
+def test_a_damaged_commit_is_named_not_skipped(store: FolderStore, garbage: bytes) -> None:
+    store.create(layout.commit_path(1, 0, 0), garbage)
+    with pytest.raises(UserError, match=r"_commits/00000001/0000/00000000000000000000.json"):
+        list(chains.commits_from(store, 1, 0, 0))
+
+
+def test_heartbeats_become_covered_intervals_with_holes_between_them() -> None:
+    beats = [
+        Heartbeat("s", "c", ("BTC", "NEW"), (Covered(0, 10, ("BTC",)),)),
+        Heartbeat("s", "c", ("BTC", "NEW"), (Covered(10, 20, ("BTC",)), Covered(15, 20, ("ETH",)))),
+        Heartbeat("s", "d", ("BTC",), (Covered(30, 40, ("BTC",)),)),
+    ]
+    data = b"".join(lines.heartbeat_line(0, n, 1, "c", beat.encode()) for n, beat in enumerate(beats))
+    found = covered_intervals(read_heartbeats(data))
+    assert found == {"BTC": [(0, 20), (30, 40)], "NEW": [], "ETH": [(15, 20)]}
+    assert covered_us(found["BTC"], 5, 35) == 20
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50))), st.integers(0, 50), st.integers(0, 50))
+def test_the_union_of_intervals_covers_exactly_the_same_instants(
+    intervals: list[tuple[int, int]], from_us: int, to_us: int
+) -> None:
+    instants = {i for start, end in intervals for i in range(start, end)}
+    merged = merge(intervals)
+    assert {i for start, end in merged for i in range(start, end)} == instants
+    assert all(a[1] < b[0] for a, b in pairwise(merged))
+    assert covered_us(intervals, from_us, to_us) == len(instants & set(range(from_us, to_us)))
