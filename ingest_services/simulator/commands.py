@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
 
+from ingest_services import logs
 from ingest_services.simulator.config import DEFAULT_TICKERS, SimulatorConfig
-from ingest_services.simulator.server import Simulator
+
+if TYPE_CHECKING:
+    from ingest_services.simulator.server import Simulator
 
 log = structlog.get_logger()
 
@@ -42,6 +45,9 @@ def simulate(
     ] = 60.0,
 ) -> None:
     """Run a local Upbit: WebSocket, REST and the ground truth of what it sent, on one port."""
+    # The web server is imported when it is wanted: every other command is read from the same command line.
+    from ingest_services.simulator.server import Simulator
+
     config = SimulatorConfig(
         port=port,
         tickers=tuple(part.strip() for part in tickers.split(",")),
@@ -55,7 +61,9 @@ def simulate(
         loop=loop,
         idle_timeout_s=idle_timeout,
     )
-    asyncio.run(run(Simulator(config)))
+    simulator = Simulator(config)
+    logs.setup_logging()
+    asyncio.run(run(simulator))
 
 
 async def run(simulator: Simulator) -> None:

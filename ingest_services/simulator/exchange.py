@@ -2,9 +2,9 @@
 
 A market's life: it sleeps until someone subscribes to it; then everything since its start is sent to that
 client alone, as fast as it takes it (*catching up*); from the instant at which nothing more is due it is
-*live*, for ever, and each book goes to all that subscribe. If the client leaves before its market is live, the
-market starts anew with the next one, with the same books. No sockets here: a client is anything that takes
-frames.
+*live*, for ever, and each book goes to all that subscribe. If the client leaves before its market is live,
+the market starts anew with the next one, with the same books. No sockets here: a client is anything that
+takes frames.
 """
 
 from __future__ import annotations

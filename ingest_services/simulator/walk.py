@@ -61,6 +61,7 @@ class Walk:
         self._quote = quote
         self._ladder = Ladder(quote)
         self._bid = self._asks = self._bids = 0
+        self._text_from = self._text_to = 0
         self._open(window_start(now_ms - self._history_ms))
 
     @property
@@ -120,8 +121,7 @@ class Walk:
         # A level is worth some 10⁵ to 10⁸ won; large numbers of cheap coins keep fewer decimals.
         worth_units = UNITS_PER_ONE * 3_000_000 / _QUOTE_IN_KRW[self._quote]
         self._typical = max(worth_units * UNITS_PER_ONE / units, 1000.0)
-        self._grain = 10 ** max(0, len(str(int(self._typical))) - 12)
-        self._text_from = self._text_to = 0
+        self._grain: int = 10 ** max(0, len(str(int(self._typical))) - 12)
         self._ask_sizes = [self._size() for _ in range(depth)]
         self._bid_sizes = [self._size() for _ in range(depth)]
         self._ask_texts = list(map(number_text, self._ask_sizes))
@@ -132,8 +132,9 @@ class Walk:
         self._set_due()
 
     def _opening_units(self, rng: random.Random) -> int:
-        krw: float = _KRW_PRICES.get(self._base) or 10.0 ** rng.uniform(-1, 5)
-        return max(int(krw / _QUOTE_IN_KRW[self._quote] * UNITS_PER_ONE), 50)
+        krw = float(_KRW_PRICES.get(self._base) or 10 ** rng.uniform(-1, 5))
+        quote_in_krw: int = _QUOTE_IN_KRW[self._quote]
+        return max(int(krw / quote_in_krw * UNITS_PER_ONE), 50)
 
     def _set_due(self) -> None:
         self._clock_ms += self._mean_ms * (0.5 + self._rng.random())
