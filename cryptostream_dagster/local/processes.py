@@ -93,7 +93,7 @@ class Child:
         """Note that it died unasked; return the seconds to wait before it is started again."""
         now = time.monotonic()
         self.deaths = 1 if now - self.started > STEADY_AFTER_S else self.deaths + 1
-        delay = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (self.deaths - 1))
+        delay: float = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (self.deaths - 1))
         self.restart_at = now + delay
         kill_group(self.process.pid)
         return delay

@@ -17,6 +17,7 @@ from pathlib import Path
 from ingest_services.errors import UserError
 
 STATES_FOLDER = Path(".cryptostream")
+ENV_FILE = "env"
 
 # A handful, as the embedded broker keeps everything in memory; two sections show what partitions are for.
 _PRODUCER_CONF = """\
@@ -80,7 +81,7 @@ class StateFolder:
         self.logs = self.root / "logs"
         self.producer_conf = self.root / "producer.conf"
         self.consumer_conf = self.root / "consumer.conf"
-        self.env_file = self.root / "env"
+        self.env_file = self.root / ENV_FILE
         self.pids = self.root / "pids.json"
         self._lock = self.root / "lock"
         self._memory = self.root / "memory.json"

@@ -1,0 +1,72 @@
+"""A candlestick chart of one ticker, which says whose data it shows and that it shows quotes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("agg")  # no window, whatever the machine has
+
+import mplfinance as mpf
+
+from cryptostream_dagster.client import Client, Moment
+from ingest_services.errors import UserError
+
+_PRICES = ("open_price", "high_price", "low_price", "close_price")
+_SIZE_INCHES = (12, 6)
+
+
+def draw(client: Client, ticker: str, start: Moment | None, end: Moment | None, out: Path | None) -> Path:
+    """Draw candles into a PNG.
+
+    Args:
+        client: Where to read.
+        ticker: `BTC` or `KRW-BTC`.
+        start: First moment; all there is by default.
+        end: End, exclusive.
+        out: File to write; `<ticker>.png` in the working directory by default.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: If there is no candle, or the file cannot be written.
+    """
+    frame = client.candles(ticker, start, end)
+    name = frame.attrs["ticker"]
+    if frame.empty:
+        raise UserError(f"{name}: there is no candle to draw in that time")
+    path = out or Path(f"{name}.png")
+    simulated = client.source == "simulator"
+    zone = client.settings.market_time_zone
+    # mplfinance wants a volume only if asked for it, and times without a zone: the market's clock.
+    prices = frame[list(_PRICES)].set_axis(["Open", "High", "Low", "Close"], axis=1).tz_localize(None)
+    figure, axes = mpf.plot(
+        prices,
+        type="candle",
+        style="yahoo",
+        figsize=_SIZE_INCHES,
+        ylabel="mid price",
+        xrotation=0,
+        returnfig=True,
+        warn_too_much_data=len(prices) + 1,
+    )
+    figure.suptitle(
+        f"{name}, 5-minute candles of the mid price (quotes, not trades), {zone}\n"
+        + ("simulated data" if simulated else "source: Upbit"),
+        y=0.97,
+    )
+    if simulated:
+        axes[0].text(
+            0.5, 0.5, "SIMULATED DATA",
+            transform=axes[0].transAxes, ha="center", va="center",
+            fontsize=44, color="gray", alpha=0.25, rotation=20,
+        )  # fmt: skip
+    try:
+        figure.savefig(path, dpi=110, bbox_inches="tight")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    return path

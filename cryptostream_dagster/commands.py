@@ -1,0 +1,77 @@
+"""The Dagster half's commands: thin shells over plain functions, imported when they are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HistoryMinutes = Annotated[
+    int, typer.Option(min=0, max=1440, help="Minutes of back-dated simulated books for an empty lake.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the Dagster half's commands to the command line."""
+    app.command()(dev)
+    app.command()(demo)
+    app.command()(migrate)
+    app.command()(chart)
+
+
+def dev(
+    live: Annotated[bool, typer.Option("--live", help="The real exchange instead of the simulator.")] = False,
+    state: Annotated[
+        Path | None, typer.Option(help="State folder; .cryptostream/sim or .cryptostream/live by default.")
+    ] = None,
+    history_minutes: HistoryMinutes = 30,
+    rate: Annotated[float, typer.Option(min=0.01, help="Simulated books per second and ticker.")] = 2.0,
+    broker_limit_mib: Annotated[
+        int, typer.Option(min=1, help="Memory of the broker after which a fresh one takes over, MiB.")
+    ] = 512,
+) -> None:
+    """Run the whole platform on this machine until Ctrl-C."""
+    from cryptostream_dagster import local_stack
+
+    local_stack.dev(state, local_stack.Options(live, history_minutes, rate, broker_limit_mib))
+
+
+def demo(
+    history_minutes: HistoryMinutes = 30,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the temporary folder with its logs.")] = False,
+) -> None:
+    """Run the platform in a temporary folder and compare every candle with the simulator's truth."""
+    from cryptostream_dagster.local.demo import demo as run
+
+    raise typer.Exit(run(history_minutes, keep=keep))
+
+
+def migrate() -> None:
+    """Create or upgrade the warehouse's tables."""
+    from cryptostream_dagster.settings import PipelineSettings
+    from cryptostream_dagster.warehouse import connection, schema
+    from ingest_services.settings import load_settings
+
+    settings = load_settings(PipelineSettings)
+    with connection.connect(settings) as warehouse:
+        applied = schema.migrate(warehouse)
+        schema.claim_database(warehouse, settings.source, settings.market_time_zone)
+    typer.echo(f"applied {', '.join(applied)}" if applied else "the schema is up to date")
+
+
+def chart(
+    ticker: Annotated[str, typer.Argument(help="BTC or KRW-BTC.")],
+    start: Annotated[
+        str | None, typer.Option("--from", help="First moment, market time; all by default.")
+    ] = None,
+    end: Annotated[str | None, typer.Option("--to", help="End, exclusive, market time.")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG to write; TICKER.png by default.")] = None,
+    state: Annotated[Path | None, typer.Option(help="State folder of a local stack to read.")] = None,
+) -> None:
+    """Draw a candlestick chart."""
+    from cryptostream_dagster import chart as charts
+    from cryptostream_dagster.client import Client
+
+    with Client.from_state(state) if state else Client() as client:
+        typer.echo(charts.draw(client, ticker, start, end, out))

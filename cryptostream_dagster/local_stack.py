@@ -1,0 +1,522 @@
+"""The whole platform as child processes on one machine: what `make dev` and `make demo` start.
+
+Belongs here: which programs there are, in which order they start, what happens when one dies. Does not belong
+here: how processes are ended (`local.processes`), what the folder holds (`local.state`), what is shown
+(`local.status`, `local.view`). The children are the programs that run anywhere else; they get settings, as
+environment variables, and nothing tells them that this is a local stack. All of them listen on loopback only.
+
+Policy: a child that dies while the stack is starting ends the stack, with the reason it gave. Later, Postgres
+or the broker dying ends the stack (the broker's memory is gone, the rest would only wait); any other child is
+started again, ever more slowly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psycopg
+from rich.console import Console
+
+from cryptostream_dagster.local import broker, ports
+from cryptostream_dagster.local.ports import LOOPBACK
+from cryptostream_dagster.local.postgres import EmbeddedPostgres
+from cryptostream_dagster.local.processes import (
+    Child,
+    Program,
+    Reaper,
+    end_leftovers,
+    stop_in_order,
+    write_list,
+)
+from cryptostream_dagster.local.state import STATES_FOLDER, StateFolder
+from cryptostream_dagster.local.status import Observer, fetch_json, fetch_metrics, total
+from cryptostream_dagster.local.view import View, banner, open_view
+from cryptostream_dagster.settings import PipelineSettings
+from ingest_services import config
+from ingest_services.errors import UserError
+from ingest_services.lake.store import open_store
+from ingest_services.settings import load_settings
+from ingest_services.upbit.markets import ticker_of
+
+WINDOW_S = 300
+DAGSTER_DATABASE = "dagster"
+SENSOR_INTERVAL_S = 5
+
+USUAL_PORTS = {
+    "dagster": 3000,
+    "code": 4266,
+    "postgres": 5432,
+    "simulator": 8765,
+    "broker": 9092,
+    "broker_next": 9094,
+    "producer": 9101,
+    "producer_next": 9103,
+    "consumer": 9102,
+    "consumer_next": 9104,
+}
+
+# Ctrl-C to nothing left takes 10 s at most: what the children may use of it, and what Postgres gets then.
+STOP_CHILDREN_WITHIN_S = 8.0
+STOP_POSTGRES_WITHIN_S = 1.5
+START_TIMEOUT_S = 60.0
+HISTORY_TIMEOUT_S = 60.0
+LOOK_EVERY_S = 1.0
+_TICK_S = 0.1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person may choose.
+
+    Attributes:
+        live: The real exchange instead of the simulator.
+        history_minutes: Back-dated books that the simulator plays into an empty lake, minutes.
+        rate: Simulated books per second and ticker.
+        broker_limit_mib: Memory of the broker after which the stack moves on to a fresh one, MiB.
+        any_ports: Take any free ports and not the usual ones.
+    """
+
+    live: bool = False
+    history_minutes: int = 30
+    rate: float = 2.0
+    broker_limit_mib: int = 512
+    any_ports: bool = False
+
+
+class StopRequested(Exception):  # noqa: N818 - a wish, not an error
+    """SIGINT or SIGTERM came."""
+
+
+class Stack:
+    """One running platform on one state folder.
+
+    Args:
+        state: The folder; `run` holds it.
+        options: What a person chose.
+        view: Told what happens, and shown the status about once a second.
+    """
+
+    def __init__(
+        self,
+        state: StateFolder,
+        options: Options,
+        view: View,
+    ) -> None:
+        self.state = state
+        self.options = options
+        self.ports: dict[str, int] = {}
+        self.ready_at: float | None = None
+        self._say = view.say
+        self._show = view.show
+        self._stop = threading.Event()
+        self._generation = 1
+        self._children: dict[str, Child] = {}
+        self._errand: Child | None = None
+        self._postgres: EmbeddedPostgres | None = None
+        self._observer: Observer | None = None
+        self._settings: dict[str, str] = {}
+        self._looked = 0.0
+        self._url: str | None = None
+
+    @property
+    def source(self) -> str:
+        """Whose data it is, as `lake.json` says it."""
+        return "upbit" if self.options.live else "simulator"
+
+    @property
+    def url(self) -> str:
+        """Where the Dagster UI is."""
+        return f"http://{LOOPBACK}:{self.ports['dagster']}"
+
+    @property
+    def dsn(self) -> str:
+        """The warehouse, once it runs."""
+        assert self._postgres is not None
+        return self._postgres.dsn
+
+    def run(self, until: Callable[[Stack], bool]) -> None:
+        """Start everything, look after it until the condition holds or a signal comes, stop everything.
+
+        Args:
+            until: Asked about ten times a second once everything is up.
+
+        Raises:
+            UserError: If the folder is in use, something does not start, or something vital dies. Nothing is
+                left running then, either.
+        """
+        # Before anything is started: what a person got wrong in the environment or in .env.
+        settings = load_settings(PipelineSettings)
+        with self.state.held(), self._signals():
+            if left := end_leftovers(self.state.pids):
+                self._say(f"ended what a killed stack had left running: {', '.join(left)}")
+            reaper = Reaper(self.state.pids, self.state.log("reaper"))
+            try:
+                self._start(settings)
+                while not until(self):
+                    self._tick()
+            except StopRequested:
+                self._say("stopping")
+            finally:
+                self._stop_all()
+                reaper.dismiss()
+
+    # Starting
+
+    def _start(self, settings: PipelineSettings) -> None:
+        state, options = self.state, self.options
+        state.write_conf()
+        sections = config.read_producers(state.producer_conf)
+        partitions = config.partitions_of(sections)
+        config.require_consumers(partitions, config.read_consumers(state.consumer_conf), state.consumer_conf)
+
+        memory = state.remember()
+        usual = dict.fromkeys(USUAL_PORTS, 0) if options.any_ports else USUAL_PORTS
+        self.ports = memory.ports = ports.choose(usual, memory.ports)
+        if not memory.partitions_start:
+            minutes = 0 if options.live else options.history_minutes
+            first = int(time.time() - minutes * 60) // WINDOW_S * WINDOW_S
+            memory.partitions_start = f"{datetime.fromtimestamp(first, settings.zone):%Y-%m-%dT%H:%M%z}"
+        state.write_memory(memory)
+        fresh = not state.has_data()
+
+        self._settings = {
+            "SOURCE": self.source,
+            "RAW_URL": state.raw.as_uri(),
+            "PARQUET_URL": state.parquet.as_uri(),
+            "SPOOL_DIR": str(state.spool),
+            "PRODUCER_CONF": str(state.producer_conf),
+            "CONSUMER_CONF": str(state.consumer_conf),
+            "PARTITIONS_START": memory.partitions_start,
+            "SENSOR_INTERVAL_S": str(SENSOR_INTERVAL_S),
+            "DAGSTER_HOME": str(state.dagster),
+        }
+        self._start_broker()
+        if not options.live:
+            self._start_simulator(sections, options.history_minutes if fresh else 0)
+        self._start_postgres()
+        self._observer = Observer(self.source, open_store(self._settings["RAW_URL"]), self.dsn)
+        self._run_errand("migrate")
+        self._start_dagster()
+        self._start_producer()
+        # On an empty lake the history must be in Kafka first: a consumer that is quicker than the producer
+        # would call minutes complete before their books arrive.
+        if fresh and not options.live and options.history_minutes:
+            self._wait_for(self._history_is_in_kafka, "the simulator's history in Kafka", HISTORY_TIMEOUT_S)
+        self._start_consumer()
+        self._wait_for(lambda: fetch_json(f"{self.url}/server_info") is not None, "the Dagster webserver")
+        self._url = self.url
+        state.announce(self.url)
+        self.ready_at = time.monotonic()
+        self._say(f"Dagster is at {self.url}, the logs are in {state.logs}")
+
+    def _start_broker(self) -> None:
+        port = self._port("broker")
+        name = self._name("broker")
+        self._settings["KAFKA_BOOTSTRAP"] = f"{LOOPBACK}:{port}"
+        self._launch(
+            name,
+            broker.broker_command(port),
+            environment=broker.broker_environment(),
+            stop_after=self._names("consumer"),
+            stop_within_s=1.0,
+            vital=True,
+        )
+        self._wait_for(lambda: ports.answers(port), "the broker")
+
+    def _start_simulator(self, sections: list[config.ProducerSection], history_minutes: int) -> None:
+        port = self.ports["simulator"]
+        self._settings["UPBIT_WS_URL"] = f"ws://{LOOPBACK}:{port}/websocket/v1"
+        self._settings["UPBIT_REST_URL"] = f"http://{LOOPBACK}:{port}"
+        tickers = [ticker_of(market) for section in sections for market in section.markets]
+        self._launch(
+            "simulator",
+            [
+                *_cryptostream("simulate"),
+                *("--port", str(port)),
+                *(("--tickers", ",".join(tickers)) if tickers else ()),
+                *("--rate", str(self.options.rate)),
+                *("--history-minutes", str(history_minutes)),
+                # Another walk at every start: yesterday's over again would be no news.
+                *("--seed", str(random.randrange(2**31))),  # noqa: S311 - no secret
+            ],
+            stop_after=self._names("producer"),
+            stop_within_s=1.0,
+        )
+
+    def _start_postgres(self) -> None:
+        state = self.state
+        self._postgres = EmbeddedPostgres(state.postgres, self.ports["postgres"], state.log("postgres"))
+        self._postgres.start()
+        self._list_children()
+        self._settings |= self._postgres.environment
+        state.write_env(self._settings)
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DAGSTER_DATABASE,))
+            if found.fetchone() is None:
+                connection.execute(f'CREATE DATABASE "{DAGSTER_DATABASE}"')
+
+    def _start_dagster(self) -> None:
+        code = self.ports["code"]
+        workspace = self.state.dagster / "workspace.yaml"
+        location = {"host": LOOPBACK, "port": code, "location_name": "cryptostream"}
+        assert self._postgres is not None
+        # JSON is YAML, too.
+        workspace.write_text(json.dumps({"load_from": [{"grpc_server": location}]}), encoding="utf-8")
+        instance = json.dumps(_instance(self._postgres), indent=2)
+        (self.state.dagster / "dagster.yaml").write_text(
+            f"# Written at every start.\n{instance}\n", encoding="utf-8"
+        )
+        self._launch(
+            "code",
+            [
+                *(sys.executable, "-m", "dagster", "api", "grpc", "--host", LOOPBACK, "--port", str(code)),
+                *("--module-name", "cryptostream_dagster.definitions", "--location-name", "cryptostream"),
+                "--use-python-environment-entry-point",
+            ],
+            stop_after=frozenset({"daemon"}),
+            whole_group=True,
+        )
+        self._wait_for(lambda: ports.answers(code), "the Dagster code server")
+        self._launch(
+            "daemon",
+            [sys.executable, "-m", "dagster._daemon", "run", "-w", str(workspace)],
+            stop_within_s=2.0,
+            whole_group=True,
+        )
+        self._launch(
+            "webserver",
+            [
+                *(sys.executable, "-m", "dagster_webserver", "-h", LOOPBACK),
+                *("-p", str(self.ports["dagster"]), "-w", str(workspace)),
+            ],
+            stop_within_s=2.0,
+            whole_group=True,
+        )
+
+    def _start_producer(self) -> None:
+        if not self.options.live:
+            health = f"http://{LOOPBACK}:{self.ports['simulator']}/simulator/health"
+            self._wait_for(lambda: fetch_json(health) is not None, "the simulator")
+        self._run_errand("topic")
+        port = self._port("producer")
+        self._launch(
+            self._name("producer"),
+            [*_cryptostream("produce", "--all"), "--metrics-port", str(port)],
+            stop_within_s=3.0,
+        )
+        self._wait_for(lambda: ports.answers(port), "the producer")
+
+    def _start_consumer(self) -> None:
+        port = self._port("consumer")
+        self._launch(
+            self._name("consumer"),
+            [*_cryptostream("consume", "--all"), "--metrics-port", str(port)],
+            stop_after=self._names("producer"),
+            stop_within_s=6.0,
+        )
+        self._wait_for(lambda: ports.answers(port), "the consumer")
+
+    def _history_is_in_kafka(self) -> bool:
+        simulator = f"http://{LOOPBACK}:{self.ports['simulator']}/simulator"
+        health = fetch_json(f"{simulator}/health")
+        if not health or not health.get("history_done"):
+            return False
+        truth = fetch_json(f"{simulator}/truth?window_s={WINDOW_S}")
+        frames = total(fetch_metrics(self._port("producer")), "cryptostream_producer_frames_total")
+        return bool(truth) and frames is not None and frames >= truth["books_published"]
+
+    # Running
+
+    def _tick(self) -> None:
+        if self._stop.wait(_TICK_S):
+            raise StopRequested
+        self._look_after_children()
+        now = time.monotonic()
+        if self._observer is not None and now >= self._looked + LOOK_EVERY_S:
+            self._show(
+                self._observer.look(
+                    producers=[self._port("producer")],
+                    consumers=[self._port("consumer")],
+                    children=self._child_states(),
+                    url=self._url,
+                )
+            )
+            self._looked = time.monotonic()
+
+    def _look_after_children(self) -> None:
+        now = time.monotonic()
+        for name, child in self._children.items():
+            if child.restart_at is not None:
+                if now >= child.restart_at:
+                    child.restart()
+                    self._list_children()
+            elif not child.alive:
+                if self.ready_at is None or child.program.vital:
+                    raise UserError(self._obituary(child))
+                delay = child.died()
+                self._say(f"{self._obituary(child)}; starting {name} again in {delay:.0f} s")
+        if self._postgres is not None and self._postgres.pid is None:
+            raise UserError(f"Postgres ended unexpectedly; its log is {self._postgres.log_path}")
+
+    def _child_states(self) -> dict[str, str]:
+        states = {"postgres": "running"} if self._postgres is not None else {}
+        for name, child in self._children.items():
+            waits = child.restart_at is not None or not child.alive
+            states[name] = "restarting" if waits else "running"
+        return states
+
+    def _obituary(self, child: Child) -> str:
+        log = child.program.log
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        status = child.process.returncode
+        how = f"status {status}" if status >= 0 else signal.Signals(-status).name
+        return f"{child.program.name} ended with {how}: {last.removeprefix('error: ')} (log: {log})"
+
+    def _wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{what}: not there after {timeout_s:.0f} s; see the logs in {self.state.logs}"
+                )
+            self._tick()
+
+    def _launch(
+        self,
+        name: str,
+        command: list[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        **stopping: Any,
+    ) -> None:
+        log = self.state.log(name.partition("-")[0])
+        child = Child.start(Program(name, command, environment or self._environment(), log, **stopping))
+        self._children[name] = child
+        self._list_children()
+
+    def _run_errand(self, command: str) -> None:
+        program = Program(command, _cryptostream(command), self._environment(), self.state.log(command))
+        self._errand = errand = Child.start(program)
+        self._list_children()
+        self._wait_for(lambda: not errand.alive, f"cryptostream {command}")
+        self._errand = None
+        if errand.process.returncode:
+            raise UserError(self._obituary(errand))
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, **self._settings}
+
+    def _list_children(self) -> None:
+        pids = {name: child.process.pid for name, child in self._children.items()}
+        if self._errand is not None:
+            pids[self._errand.program.name] = self._errand.process.pid
+        if self._postgres is not None and self._postgres.pid is not None:
+            pids["postgres"] = self._postgres.pid
+        write_list(self.state.pids, pids)
+
+    def _name(self, kind: str) -> str:
+        return kind if self._generation == 1 else f"{kind}-{self._generation}"
+
+    def _names(self, kind: str) -> frozenset[str]:
+        return frozenset({self._name(kind)})
+
+    def _port(self, kind: str) -> int:
+        return self.ports[kind if self._generation % 2 else f"{kind}_next"]
+
+    # Stopping
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def request(_number: int, _frame: FrameType | None) -> None:
+            self._stop.set()
+
+        previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _stop_all(self) -> None:
+        if self._observer is not None:
+            self._observer.close()
+        children = [*self._children.values(), *([self._errand] if self._errand else [])]
+        killed = stop_in_order(children, time.monotonic() + STOP_CHILDREN_WITHIN_S)
+        if killed:
+            self._say(f"had to kill {', '.join(killed)}")
+        if self._postgres is not None and (pid := self._postgres.pid) is not None:
+            # Postgres' "immediate shutdown" loses nothing: it replays its log at the next start.
+            hurry = threading.Timer(STOP_POSTGRES_WITHIN_S, os.kill, (pid, signal.SIGQUIT))
+            hurry.start()
+            self._postgres.stop()
+            hurry.cancel()
+        self._children.clear()
+        self._errand = self._postgres = None
+        self.state.pids.unlink(missing_ok=True)
+
+
+def _cryptostream(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "ingest_services", *arguments]
+
+
+def _instance(postgres: EmbeddedPostgres) -> dict[str, Any]:
+    """The Dagster instance of a local stack, as dagster.yaml has it."""
+    return {
+        "storage": {
+            "postgres": {
+                "postgres_db": {
+                    "hostname": postgres.host,
+                    "port": postgres.port,
+                    "username": postgres.user,
+                    "password": postgres.password,
+                    "db_name": DAGSTER_DATABASE,
+                }
+            }
+        },
+        "run_coordinator": {
+            "module": "dagster.core.run_coordinator",
+            "class": "QueuedRunCoordinator",
+            "config": {"dequeue_interval_seconds": 1},
+        },
+        "concurrency": {"runs": {"max_concurrent_runs": 2}},
+        "run_monitoring": {"enabled": True, "max_runtime_seconds": 900},
+        "retention": {
+            "schedule": {"purge_after_days": {"skipped": 1, "success": 7, "failure": 30}},
+            "sensor": {"purge_after_days": {"skipped": 1, "success": 7, "failure": 30}},
+        },
+        "telemetry": {"enabled": False},
+        "nux": {"enabled": False},
+    }
+
+
+def dev(root: Path | None, options: Options) -> None:
+    """Run the platform until Ctrl-C; what `make dev` does.
+
+    Args:
+        root: State folder; None is the usual one, `.cryptostream/sim` or `.cryptostream/live`.
+        options: What a person chose.
+
+    Raises:
+        UserError: As `Stack.run`.
+    """
+    state = StateFolder(root or STATES_FOLDER / ("live" if options.live else "sim"))
+    console = Console()
+    with open_view(console, load_settings(PipelineSettings).zone) as view:
+        stack = Stack(state, options, view)
+        view.say(f"{banner(stack.source)}; state in {state.root}")
+        stack.run(until=lambda _: False)
+    console.print("stopped; nothing is left running, the next start goes on from here")
