@@ -86,7 +86,8 @@ class Pipe:
         return consumer.wait(15)
 
     def log(self) -> str:
-        return (self.root / "consumer.log").read_text()
+        path = self.root / "consumer.log"
+        return path.read_text() if path.exists() else ""
 
 
 @pytest.fixture
@@ -113,14 +114,14 @@ def book(number: int, tms: int, ticker: str = "BTC") -> bytes:
     )
 
 
-def book_records(count: int, partitions: int = 2, at_ms: int | None = None) -> list[tuple]:
-    """Books of three tickers over the last three minutes."""
+def book_records(count: int, partitions: int = 2, at_ms: int | None = None, tickers: int = 3) -> list[tuple]:
+    """Books of some tickers over the last three minutes."""
     now_ms = at_ms or time.time_ns() // 1_000_000
     records = []
     for number in range(count):
         tms = now_ms - 3 * MINUTE_MS + number * 3 * MINUTE_MS // count
         headers = headers_of(Envelope(BOOK, now_ms * 1000, "c-1", tms, "REALTIME"))
-        value = book(number, tms, ("BTC", "ETH", "XRP")[number % 3])
+        value = book(number, tms, f"T{number % tickers}")
         records.append((number % partitions, value, headers))
     return records
 
@@ -182,23 +183,44 @@ def test_minutes_are_cut_and_claimed_while_the_consumer_runs(pipe: Pipe) -> None
 def test_kill_9_at_any_moment_loses_nothing_and_repeats_nothing(pipe: Pipe) -> None:
     seed = random.randrange(2**32)
     dice = random.Random(seed)
-    records = book_records(4000)
-    for part in range(8):
-        pipe.send(records[part * 500 : (part + 1) * 500])
+    torn = 0
+    for _ in range(25):
+        pipe.send(book_records(600, tickers=60))
+        log_size = len(pipe.log())
         consumer = pipe.consume()
-        time.sleep(dice.uniform(0.3, 1.6))
-        if dice.random() < 0.5:
-            consumer.send_signal(signal.SIGTERM)
-            time.sleep(dice.uniform(0.0, 0.3))
+        wait_for(lambda: pipe.log().count("carrying", log_size) == 2, "the consumer to begin")  # noqa: B023
+        before, objects = len(orphans(pipe)), count_objects(pipe)
+        # Into the uploads when they begin, or somewhere around the commit.
+        wait_for(lambda: count_objects(pipe) > objects, "an upload")  # noqa: B023
+        time.sleep(dice.choice([0.0, dice.uniform(0.0, 0.3)]))
         consumer.kill()
         consumer.wait()
+        torn += len(orphans(pipe)) > before
+        if torn == 3:
+            break
+    assert torn == 3, f"seed {seed}: the kills missed every upload; the test proved nothing"
     last = pipe.consume()
-    time.sleep(1)
+    time.sleep(1.5)
     assert pipe.stop(last) == 0, f"seed {seed}: {pipe.log()}"
     try:
         assert_exactly_once(pipe)
     except AssertionError as error:
         raise AssertionError(f"seed {seed}") from error
+
+
+def count_objects(pipe: Pipe) -> int:
+    return sum(1 for _ in pipe.lake.rglob("ticker=*/**/*.jsonl.zst"))
+
+
+def orphans(pipe: Pipe) -> set[str]:
+    """Objects that no commit names: what a torn attempt leaves behind."""
+    named = {
+        file["path"]
+        for commit in (pipe.lake / "_commits").rglob("*.json")
+        for file in orjson.loads(commit.read_bytes())["files"]
+    }
+    there = {str(path.relative_to(pipe.lake)) for path in pipe.lake.rglob("ticker=*/**/*.jsonl.zst")}
+    return there - named
 
 
 def test_two_writers_on_the_same_partitions_are_harmless(pipe: Pipe) -> None:
