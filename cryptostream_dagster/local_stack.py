@@ -130,6 +130,7 @@ class Stack:
         self._settings: dict[str, str] = {}
         self._looked = 0.0
         self._url: str | None = None
+        self._history_books: int | None = None
 
     @property
     def source(self) -> str:
@@ -331,12 +332,18 @@ class Stack:
 
     def _history_is_in_kafka(self) -> bool:
         simulator = f"http://{LOOPBACK}:{self.ports['simulator']}/simulator"
-        health = fetch_json(f"{simulator}/health")
-        if not health or not health.get("history_done"):
+        if self._history_books is None:
+            health = fetch_json(f"{simulator}/health")
+            if not health or not health["history_done"]:
+                return False
+            truth = fetch_json(f"{simulator}/truth?window_s={WINDOW_S}")
+            self._history_books = int(truth["books_published"]) if truth else None
+        metrics = fetch_metrics(self._port("producer"))
+        acknowledged = total(metrics, "cryptostream_producer_acknowledged_total")
+        heartbeats = total(metrics, "cryptostream_producer_heartbeats_total")
+        if self._history_books is None or acknowledged is None or heartbeats is None:
             return False
-        truth = fetch_json(f"{simulator}/truth?window_s={WINDOW_S}")
-        frames = total(fetch_metrics(self._port("producer")), "cryptostream_producer_frames_total")
-        return bool(truth) and frames is not None and frames >= truth["books_published"]
+        return acknowledged - heartbeats >= self._history_books
 
     # Running
 
