@@ -82,8 +82,8 @@ class Exchange:
         self._catching_up: dict[str, _CatchUp] = {}
         self._live_since_ms: dict[str, int] = {}
         self._from_ms: int | None = None
-        # (due, a number that keeps equal times in order, market)
-        self._heap: list[tuple[int, int, str]] = []
+        # (due, place among equals, a number that settles the rest, market)
+        self._heap: list[tuple[int, int, int, str]] = []
         self._order = {market: number for number, market in enumerate(feeds)}
         self._wake = asyncio.Event()
 
@@ -145,7 +145,7 @@ class Exchange:
         while True:
             done = 0
             while self._heap and self._heap[0][0] <= self._clock() and done < _BATCH:
-                _, order, market = heapq.heappop(self._heap)
+                _, _, order, market = heapq.heappop(self._heap)
                 feed = self.feeds[market]
                 self._publish(feed.step())
                 self._schedule(feed, order)
@@ -177,7 +177,7 @@ class Exchange:
     def _schedule(self, feed: Feed, order: int) -> None:
         due = feed.due_ms
         if due is not None:
-            heapq.heappush(self._heap, (due, order, feed.market))
+            heapq.heappush(self._heap, (due, feed.place, order, feed.market))
 
     def _start_catching_up(self, client: Client, markets: tuple[str, ...]) -> None:
         catch_up = _CatchUp(client, markets)
@@ -193,15 +193,16 @@ class Exchange:
     async def _catch_up(self, catch_up: _CatchUp) -> None:
         """Send one client everything that is due, in the order of time, and make its markets live."""
         client = catch_up.client
-        heap: list[tuple[int, int, Feed]] = []
+        heap: list[tuple[int, int, int, Feed]] = []
         for market in catch_up.markets:
-            due = self.feeds[market].due_ms
+            feed = self.feeds[market]
+            due = feed.due_ms
             if due is not None:
-                heap.append((due, self._order[market], self.feeds[market]))
+                heap.append((due, feed.place, self._order[market], feed))
         heapq.heapify(heap)
         sent = 0
         while heap and heap[0][0] <= self._clock():
-            _, order, feed = heap[0]
+            _, _, order, feed = heap[0]
             book = feed.step()
             if book.is_event(self._clock()):
                 self.truth.add(book)
@@ -211,7 +212,7 @@ class Exchange:
             if due is None:
                 heapq.heappop(heap)
             else:
-                heapq.heapreplace(heap, (due, order, feed))
+                heapq.heapreplace(heap, (due, feed.place, order, feed))
             sent += 1
             if sent % _BATCH == 0:
                 await client.room()

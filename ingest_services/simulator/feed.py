@@ -37,6 +37,10 @@ class Feed(Protocol):
     def due_ms(self) -> int | None:
         """When the next book is to be published, ms since the epoch; None if there is none."""
 
+    @property
+    def place(self) -> int:
+        """The next book's place among those of other markets that are due in the same millisecond."""
+
     def begin(self, now_ms: int) -> None:
         """Go to the first book. The first call decides when that is; later ones give the same books again."""
 

@@ -34,6 +34,7 @@ class RecordedBook:
     """One line of a recording.
 
     Attributes:
+        line: Its line in the file.
         received_us: When it was recorded, µs since the epoch.
         market: Market code.
         tms: Its stamp, ms since the epoch.
@@ -44,6 +45,7 @@ class RecordedBook:
         repeated: The same market, stamp and numbers stood in an earlier line.
     """
 
+    line: int
     received_us: int
     market: str
     tms: int
@@ -173,6 +175,11 @@ class RecordingFeed:
         """When the next frame is due; None after the last."""
         return None if self._prepared is None else self._prepared[0]
 
+    @property
+    def place(self) -> int:
+        """The next frame's line: frames that are due together go out in the order of the file."""
+        return self._books[self._next % len(self._books)].line
+
     def begin(self, now_ms: int) -> None:
         """Go to the first frame; the first market to begin starts the recording's clock."""
         self._clock.start(now_ms)
@@ -206,9 +213,7 @@ def read_recording(path: Path) -> list[RecordedBook]:
         raise UserError(f"--playback {path}: cannot be read ({error.strerror or error})") from error
     seen: set[object] = set()
     books = [
-        _read_line(f"{path}, line {number}", line, seen)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
+        _read_line(path, number, line, seen) for number, line in enumerate(lines, start=1) if line.strip()
     ]
     if not books:
         raise UserError(f"--playback {path}: is empty; it needs JSON lines with received_us and frame")
@@ -227,7 +232,8 @@ def recording_feeds(
     return {market: RecordingFeed(own, clock) for market, own in by_market.items()}
 
 
-def _read_line(where: str, line: bytes, seen: set[object]) -> RecordedBook:
+def _read_line(path: Path, number: int, line: bytes, seen: set[object]) -> RecordedBook:
+    where = f"{path}, line {number}"
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -262,6 +268,7 @@ def _read_line(where: str, line: bytes, seen: set[object]) -> RecordedBook:
     seen.add(content)
     best_ask, best_bid = (levels[0][0], levels[0][1]) if levels else (Decimal(0), Decimal(0))
     return RecordedBook(
+        number,
         record["received_us"],
         book.market,
         book.tms,

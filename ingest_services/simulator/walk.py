@@ -42,6 +42,7 @@ class Walk:
     """The simulated books of one market."""
 
     has_snapshots = True
+    place = 0
 
     def __init__(self, market: str, config: SimulatorConfig, now_ms: int) -> None:
         """Stand at the opening book.
