@@ -1,0 +1,140 @@
+"""The publisher: from the inbox to the outbox. It reads each frame once, and keeps the coverage.
+
+A thread per section. Frames of one connection are published in the order in which they were received, and
+heartbeats among them, each behind the frames that it vouches for.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from queue import Empty
+
+import structlog
+
+from ingest_services.producer.coverage import CoverageTracker
+from ingest_services.producer.feed import Connection, Inbox, Signal
+from ingest_services.producer.metrics import SectionStats
+from ingest_services.producer.outbox import Outbox
+from ingest_services.producer.outgoing import Outgoing
+from ingest_services.record import BOOK, HEARTBEAT, Envelope, Heartbeat, headers_of
+from ingest_services.upbit.frames import Book, ExchangeError, Garbage, read_frame
+
+BATCH = 512
+# Acknowledgements are collected this often while some are awaited and nothing is received.
+WAITING_POLL_S = 0.005
+IDLE_POLL_S = 0.25
+FLUSH_TIMEOUT_S = 5.0
+
+_log = structlog.get_logger()
+
+
+class Publisher(threading.Thread):
+    """Publishes what one section receives."""
+
+    def __init__(
+        self,
+        section: str,
+        inbox: Inbox,
+        stats: SectionStats,
+        make_outbox: Callable[[Callable[[], list[Outgoing]], Callable[[Outgoing], None]], Outbox],
+    ) -> None:
+        """Describe a publisher; `start` begins it.
+
+        Args:
+            section: Producer section.
+            inbox: Where frames come from.
+            stats: The section's numbers.
+            make_outbox: Makes the outbox, given what it calls when records go straight again, and when one
+                was lost.
+        """
+        super().__init__(name=f"{section}-publisher", daemon=True)
+        self._section = section
+        self._inbox = inbox
+        self._stats = stats
+        self._trackers: dict[str, CoverageTracker] = {}
+        self._stopping = threading.Event()
+        self._now_us = 0
+        self.outbox = make_outbox(self._cut, self._lose)
+        self.failed = False
+        self.drained = False
+
+    def stop(self) -> None:
+        """Publish what is in the inbox, flush, and end; `join` waits for it."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Publish until stopped. A fault of ours is seen by the service, which then ends the process."""
+        try:
+            self._run()
+        except Exception:  # noqa: BLE001 (it must not die unseen)
+            _log.exception("publisher_failed", section=self._section)
+            self.failed = True
+
+    def _run(self) -> None:
+        inbox, outbox = self._inbox, self.outbox
+        while True:
+            try:
+                item = inbox.get(timeout=WAITING_POLL_S if outbox.waiting else IDLE_POLL_S)
+            except Empty:
+                if self._stopping.is_set():
+                    break
+            else:
+                now_s = time.monotonic()
+                self._take(*item, now_s)
+                for _ in range(BATCH):
+                    if inbox.empty():
+                        break
+                    self._take(*inbox.get_nowait(), now_s)
+            outbox.pump(time.monotonic())
+        for heartbeat in self._cut():
+            outbox.put(heartbeat, time.monotonic())
+        self.drained = outbox.finish(time.monotonic() + FLUSH_TIMEOUT_S)
+
+    def _take(self, at_us: int, connection: Connection, data: bytes | Signal, now_s: float) -> None:
+        self._now_us = at_us
+        tracker = self._trackers.get(connection.name)
+        if tracker is None:
+            tracker = self._trackers[connection.name] = CoverageTracker(
+                self._section, connection.name, connection.tickers, at_us
+            )
+        if isinstance(data, Signal):
+            if data is Signal.ALIVE:
+                heartbeat = tracker.receive(at_us)
+                if heartbeat is not None:
+                    self.outbox.put(self._pack(heartbeat), now_s)
+            else:
+                self.outbox.put(self._pack(tracker.finish()), now_s)
+                del self._trackers[connection.name]
+            return
+        frame = read_frame(data)
+        ticker = frame.ticker if isinstance(frame, Book) else None
+        heartbeat = tracker.receive(at_us, ticker)
+        if heartbeat is not None:
+            self.outbox.put(self._pack(heartbeat), now_s)
+        if isinstance(frame, Book):
+            headers = headers_of(Envelope(BOOK, at_us, connection.name, frame.tms, frame.stream_type))
+            self.outbox.put(Outgoing(at_us, frame.ticker.encode(), headers, data), now_s)
+        elif isinstance(frame, Garbage):
+            # Published all the same: the consumer quarantines the bytes with the reason.
+            self._stats.garbage += 1
+            headers = headers_of(Envelope(BOOK, at_us, connection.name))
+            self.outbox.put(Outgoing(at_us, b"", headers, data), now_s)
+        elif isinstance(frame, ExchangeError):
+            self._stats.error_frames += 1
+            _log.error("exchange_error", connection=connection.name, name=frame.name, message=frame.message)
+
+    def _cut(self) -> list[Outgoing]:
+        return [self._pack(tracker.finish()) for tracker in self._trackers.values()]
+
+    def _lose(self, record: Outgoing) -> None:
+        headers = dict(record.headers)
+        tracker = self._trackers.get(headers["connection"].decode())
+        if tracker is not None and headers["kind"] == BOOK.encode():
+            tracker.lose(record.received_us, record.key.decode() or None)
+
+    def _pack(self, heartbeat: Heartbeat) -> Outgoing:
+        self._stats.heartbeats += 1
+        headers = headers_of(Envelope(HEARTBEAT, self._now_us, heartbeat.connection))
+        return Outgoing(self._now_us, self._section.encode(), headers, heartbeat.encode())

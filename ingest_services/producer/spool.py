@@ -1,0 +1,452 @@
+"""The spool: records on disk while Kafka cannot take them. A bounded log of segment files, read in order.
+
+    <spool_dir>/<section>/<process>/lock                     held (flock) for as long as the process lives
+                                    000000000007.spool       segments, read by number
+                                    000000000007.cursor      how much of that segment Kafka has
+    <spool_dir>/<section>/lock                               held while folders are made, adopted and removed
+
+A segment is a magic line and then records: length, CRC-32C, bytes. A record whose end is missing (the process
+was killed, the power was cut) ends its segment; one whose checksum is wrong is skipped. Both are counted.
+Each record is handed to the kernel as it comes, so it survives the process; `sync` makes it survive the
+machine, and is called once a second and when a segment is closed.
+
+Two processes of one section never share a folder. A folder whose lock is free belonged to a process that is
+gone: the next one adopts and delivers it. After a SIGKILL the records between the last cursor and what Kafka
+acknowledged are delivered once more.
+
+Belongs here: bytes and files. Does not belong here: what the bytes mean, and when to spool.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import struct
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+import structlog
+from crc32c import crc32c
+
+from ingest_services.errors import UserError
+
+MAGIC = b"cryptostream spool 1\n"
+SEGMENT_BYTES = 8 * 1024 * 1024
+SPOOL_BYTES = 4 * 1024**3
+SYNC_EVERY_S = 1.0
+_FRAME = struct.Struct("<II")
+_CURSOR = struct.Struct("<QI")
+
+_log = structlog.get_logger()
+
+
+class SpoolFull(Exception):  # noqa: N818 (named after what it says)
+    """The record was not kept: the bound is reached, or the disk refused it."""
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """A closed segment file, waiting to be delivered.
+
+    Attributes:
+        path: The file.
+        size: Its length, bytes.
+        cursor: Offset up to which Kafka has it.
+    """
+
+    path: Path
+    size: int
+    cursor: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Spooled:
+    """A record that was read from the spool, and where it ended there."""
+
+    payload: bytes
+    segment: Segment
+    end: int
+
+
+@dataclass(slots=True, eq=False)
+class _Folder:
+    path: Path
+    lock: int
+
+
+@dataclass(slots=True)
+class _Loaded:
+    segment: Segment
+    records: deque[tuple[bytes, int]] = field(default_factory=deque)
+    last_end: int = 0
+
+
+def read_segment(data: bytes) -> tuple[list[tuple[bytes, int]], int]:
+    """Read a segment file's records.
+
+    Args:
+        data: The file's content; may be cut off or damaged anywhere.
+
+    Returns:
+        The whole records in order, each with the offset of its end; and how many bytes were damaged.
+    """
+    if not data.startswith(MAGIC):
+        return [], len(data)
+    records: list[tuple[bytes, int]] = []
+    at = len(MAGIC)
+    damaged = 0
+    while at < len(data):
+        if at + _FRAME.size > len(data):
+            damaged += len(data) - at
+            break
+        length, checksum = _FRAME.unpack_from(data, at)
+        end = at + _FRAME.size + length
+        if length == 0 or end > len(data):
+            damaged += len(data) - at
+            break
+        payload = data[at + _FRAME.size : end]
+        if crc32c(payload) == checksum:
+            records.append((payload, end))
+        else:
+            damaged += end - at
+        at = end
+    return records, damaged
+
+
+class Spool:
+    """One process's spool of one section, and those that it adopted."""
+
+    def __init__(
+        self, root: Path, section: str, *, limit_bytes: int = SPOOL_BYTES, segment_bytes: int = SEGMENT_BYTES
+    ) -> None:
+        """Make a folder of its own and adopt what dead processes of the section left.
+
+        Args:
+            root: SPOOL_DIR.
+            section: Producer section.
+            limit_bytes: Bound on everything this spool holds on disk.
+            segment_bytes: A segment is closed at this size.
+
+        Raises:
+            UserError: If the folder cannot be made or written.
+        """
+        self._home = root / quote(section, safe="")
+        self._limit_bytes = limit_bytes
+        self._segment_bytes = segment_bytes
+        self._queue: deque[Segment] = deque()
+        self._folders: list[_Folder] = []
+        self._loaded: _Loaded | None = None
+        self._unread: deque[_Loaded] = deque()
+        self._writing: int | None = None
+        self._writing_path = Path()
+        self._writing_size = 0
+        self._unsynced = False
+        self._synced_s = 0.0
+        self._number = 0
+        self.bytes = 0
+        self.damaged_bytes = 0
+        try:
+            self._home.mkdir(parents=True, exist_ok=True)
+            with self._house_lock():
+                path = self._home / f"{time.time_ns():020d}-{secrets.token_hex(4)}"
+                path.mkdir()
+                lock = _try_lock(path / "lock")
+                if lock is None:
+                    raise UserError(f"SPOOL_DIR={root}: another process took the new folder {path}")
+                self._own = _Folder(path, lock)
+            self.adopt()
+        except OSError as error:
+            raise UserError(f"SPOOL_DIR={root}: cannot be written ({error})") from error
+
+    # ---- writing
+
+    def append(self, payload: bytes) -> None:
+        """Keep one record.
+
+        Raises:
+            SpoolFull: If it was not kept.
+        """
+        frame = _FRAME.pack(len(payload), crc32c(payload)) + payload
+        if self.bytes + len(frame) + len(MAGIC) > self._limit_bytes:
+            raise SpoolFull(f"the spool holds its {self._limit_bytes} bytes")
+        try:
+            if self._writing is None:
+                self._open_segment()
+            self._write(frame)
+        except OSError as error:
+            self._take_back()
+            raise SpoolFull(str(error)) from error
+        if self._writing_size >= self._segment_bytes:
+            self.close_segment()
+
+    def close_segment(self) -> None:
+        """End the segment that is being written, if any: it is ready for delivery."""
+        segment = self._seal()
+        if segment is not None:
+            self._queue.append(segment)
+
+    def write_apart(self, payloads: list[bytes]) -> Segment | None:
+        """Write records into a segment of their own that is not delivered unless it is released.
+
+        For records that are on their way to Kafka and must survive this process meanwhile.
+
+        Returns:
+            The segment, or None if there are no records or they could not all be kept.
+        """
+        self.close_segment()
+        whole = self._segment_bytes
+        self._segment_bytes = 1 << 62
+        try:
+            for payload in payloads:
+                self.append(payload)
+        except SpoolFull:
+            segment = self._seal()
+            if segment is not None:
+                self.drop(segment)
+            return None
+        finally:
+            self._segment_bytes = whole
+        return self._seal()
+
+    def release(self, segment: Segment, skip: int) -> None:
+        """Deliver a segment written apart after all, without its first `skip` records, in its old place."""
+        if skip:
+            records, _ = read_segment(segment.path.read_bytes())
+            segment.cursor = records[min(skip, len(records)) - 1][1]
+        later = [s for s in self._queue if s.path.parent == segment.path.parent and s.path > segment.path]
+        self._queue.insert(self._queue.index(later[0]) if later else len(self._queue), segment)
+
+    def drop(self, segment: Segment) -> None:
+        """Forget a segment whose records Kafka has."""
+        _remove(segment.path)
+        _remove(segment.path.with_suffix(".cursor"))
+        self.bytes -= segment.size
+
+    def sync(self, now_s: float, *, force: bool = False) -> None:
+        """Make what was written survive the machine, at most once a second.
+
+        Args:
+            now_s: Monotonic clock.
+            force: Whatever the clock says.
+        """
+        if self._unsynced and (force or now_s - self._synced_s >= SYNC_EVERY_S):
+            if self._writing is not None:
+                os.fsync(self._writing)
+            self._unsynced = False
+            self._synced_s = now_s
+
+    # ---- reading
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to read now."""
+        return bool(self._unread) or bool(self._queue)
+
+    def read(self) -> Spooled | None:
+        """Return the next record to deliver; None if there is none now."""
+        while True:
+            if self._loaded is None or not self._loaded.records:
+                if not self._load():
+                    return None
+                continue
+            payload, end = self._loaded.records.popleft()
+            return Spooled(payload, self._loaded.segment, end)
+
+    def acknowledge(self, spooled: Spooled) -> None:
+        """Take note that Kafka has a record; records are acknowledged in the order they were read."""
+        spooled.segment.cursor = spooled.end
+        while self._unread and self._unread[0].segment.cursor >= self._unread[0].last_end:
+            done = self._unread.popleft()
+            if done is self._loaded:
+                self._loaded = None
+            self.drop(done.segment)
+            self._clear_adopted()
+
+    def rewind(self) -> None:
+        """Read again from the first record that was not acknowledged."""
+        for loaded in reversed(self._unread):
+            self._queue.appendleft(loaded.segment)
+        self._unread.clear()
+        self._loaded = None
+
+    def save_cursors(self) -> None:
+        """Write down how much of each segment Kafka has, so that the next process begins there."""
+        for segment in [*(loaded.segment for loaded in self._unread), *self._queue]:
+            if segment.cursor:
+                content = _CURSOR.pack(segment.cursor, crc32c(segment.cursor.to_bytes(8, "little")))
+                temporary = segment.path.with_suffix(".new")
+                temporary.write_bytes(content)
+                temporary.replace(segment.path.with_suffix(".cursor"))
+
+    # ---- folders
+
+    def adopt(self) -> int:
+        """Take over the folders of dead processes; return how many bytes that added."""
+        before = self.bytes
+        with self._house_lock():
+            mine = {self._own.path, *(folder.path for folder in self._folders)}
+            for path in sorted(self._home.iterdir()):
+                if path in mine or not path.is_dir():
+                    continue
+                lock = _try_lock(path / "lock")
+                if lock is None:
+                    continue
+                folder = _Folder(path, lock)
+                segments = _find_segments(path)
+                if segments:
+                    self._folders.append(folder)
+                    self._queue.extend(segments)
+                    self.bytes += sum(segment.size for segment in segments)
+                else:
+                    _remove_folder(folder)
+        return self.bytes - before
+
+    def close(self) -> None:
+        """Close all files and free all folders; what was not delivered waits there for the next process."""
+        self.close_segment()
+        self.save_cursors()
+        with self._house_lock():
+            for folder in [self._own, *self._folders]:
+                if _find_segments(folder.path):
+                    os.close(folder.lock)
+                else:
+                    _remove_folder(folder)
+        self._folders.clear()
+
+    def _clear_adopted(self) -> None:
+        waiting = {segment.path.parent for segment in self._queue}
+        waiting.update(loaded.segment.path.parent for loaded in self._unread)
+        empty = [folder for folder in self._folders if folder.path not in waiting]
+        if empty:
+            with self._house_lock():
+                for folder in empty:
+                    _remove_folder(folder)
+            self._folders = [folder for folder in self._folders if folder.path in waiting]
+
+    @contextmanager
+    def _house_lock(self) -> Iterator[None]:
+        descriptor = os.open(self._home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    # ---- segments
+
+    def _open_segment(self) -> None:
+        self._number += 1
+        self._writing_path = self._own.path / f"{self._number:012d}.spool"
+        self._writing = os.open(
+            self._writing_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644
+        )
+        self._writing_size = 0
+        self._write(MAGIC)
+
+    def _write(self, data: bytes) -> None:
+        assert self._writing is not None
+        written = os.write(self._writing, data)
+        if written != len(data):
+            raise OSError(f"only {written} of {len(data)} bytes could be written")
+        self._writing_size += len(data)
+        self.bytes += len(data)
+        self._unsynced = True
+
+    def _take_back(self) -> None:
+        # Whatever part of the record got to the disk goes again: a record is there whole or not at all.
+        if self._writing is None:
+            return
+        if self._writing_size == 0:
+            os.close(self._writing)
+            self._writing = None
+            _remove(self._writing_path)
+            return
+        try:
+            os.ftruncate(self._writing, self._writing_size)
+        except OSError:
+            # Then the piece stays, as the last thing in its segment: readers stop there.
+            self.close_segment()
+
+    def _seal(self) -> Segment | None:
+        if self._writing is None:
+            return None
+        try:
+            os.fsync(self._writing)
+        except OSError as error:
+            _log.warning("spool_sync_failed", path=str(self._writing_path), error=str(error))
+        os.close(self._writing)
+        self._writing = None
+        self._unsynced = False
+        return Segment(self._writing_path, self._writing_size)
+
+    def _load(self) -> bool:
+        if not self._queue:
+            return False
+        segment = self._queue.popleft()
+        try:
+            data = segment.path.read_bytes()
+        except OSError as error:
+            # The segment stays where it is, for the next process and for a person.
+            _log.error("spool_unreadable", path=str(segment.path), error=str(error))
+            self.bytes -= segment.size
+            return True
+        records, damaged = read_segment(data)
+        if damaged and segment.cursor == 0:
+            _log.warning("spool_damaged", path=str(segment.path), bytes=damaged, records=len(records))
+            self.damaged_bytes += damaged
+        wanted = deque(record for record in records if record[1] > segment.cursor)
+        if not wanted:
+            self.drop(segment)
+            self._clear_adopted()
+            return True
+        self._loaded = _Loaded(segment, wanted, wanted[-1][1])
+        self._unread.append(self._loaded)
+        return True
+
+
+def _find_segments(folder: Path) -> list[Segment]:
+    return [
+        Segment(path, path.stat().st_size, _read_cursor(path.with_suffix(".cursor")))
+        for path in sorted(folder.glob("*.spool"))
+    ]
+
+
+def _read_cursor(path: Path) -> int:
+    try:
+        offset, checksum = _CURSOR.unpack(path.read_bytes())
+    except (FileNotFoundError, struct.error):
+        return 0
+    return int(offset) if crc32c(offset.to_bytes(8, "little")) == checksum else 0
+
+
+def _try_lock(path: Path) -> int | None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("spool_not_removed", path=str(path), error=str(error))
+
+
+def _remove_folder(folder: _Folder) -> None:
+    for path in [*folder.path.glob("*.cursor"), *folder.path.glob("*.new"), folder.path / "lock"]:
+        _remove(path)
+    os.close(folder.lock)
+    try:
+        folder.path.rmdir()
+    except OSError as error:
+        _log.warning("spool_not_removed", path=str(folder.path), error=str(error))
