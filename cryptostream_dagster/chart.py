@@ -38,7 +38,7 @@ def draw(client: Client, ticker: str, start: Moment | None, end: Moment | None, 
     if frame.empty:
         raise UserError(f"{name}: there is no candle to draw in that time")
     path = out or Path(f"{name}.png")
-    simulated = client.source == "simulator"
+    simulated = frame.attrs["source"] == "simulator"
     zone = client.settings.market_time_zone
     # mplfinance wants a volume only if asked for it, and times without a zone: the market's clock.
     prices = frame[list(_PRICES)].set_axis(["Open", "High", "Low", "Close"], axis=1).tz_localize(None)

@@ -16,7 +16,7 @@ are on the market's clock, too. `frame.attrs["source"]` says whose data a frame 
 from __future__ import annotations
 
 import os
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -79,11 +79,6 @@ class Client:
         """
         return cls(_settings_of(Path(state)))
 
-    @property
-    def source(self) -> str:
-        """Whose data it is: `simulator` or `upbit`."""
-        return self.settings.source
-
     def candles(
         self, ticker: str, start: Moment | None = None, end: Moment | None = None, *, exact: bool = False
     ) -> pd.DataFrame:
@@ -108,6 +103,8 @@ class Client:
             found = connection.execute(_CANDLES, {"ticker": name, "since": since, "until": until})
             names = [column.name for column in found.description or ()]
             rows = found.fetchall()
+            # The database knows whose it is; the settings say it for the lake.
+            owner = connection.execute("SELECT value FROM meta WHERE key = 'source'").fetchone()
         except psycopg.errors.UndefinedTable as error:
             raise UserError("the warehouse has no tables yet: run `cryptostream migrate`") from error
         except psycopg.OperationalError as error:
@@ -116,7 +113,8 @@ class Client:
         frame = pd.DataFrame(rows, columns=names)
         for column in ("event_time", "first_book_at", "last_book_at", "built_at"):
             frame[column] = pd.to_datetime(frame[column], utc=True).dt.tz_convert(self.settings.zone)
-        return self._finish(frame.set_index("event_time"), name, exact=exact)
+        source = owner[0] if owner else self.settings.source
+        return _finish(frame.set_index("event_time"), name, source, exact=exact)
 
     def books(self, ticker: str, start: Moment, end: Moment, *, exact: bool = False) -> pd.DataFrame:
         """Return order books, one row each: `ask_price1, ask_size1, bid_price1, …` and the totals.
@@ -143,7 +141,10 @@ class Client:
                 pq.read_table(
                     path,
                     filesystem=filesystem,
-                    filters=[("exchange_time", ">=", since), ("exchange_time", "<", until)],
+                    filters=[
+                        ("exchange_time", ">=", since.astimezone(UTC)),
+                        ("exchange_time", "<", until.astimezone(UTC)),
+                    ],
                     # The folders' names are for people and globs; the file itself says all of it.
                     partitioning=None,
                 )
@@ -152,12 +153,12 @@ class Client:
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"PARQUET_URL={self.settings.parquet_url}: cannot be read ({error})") from error
         if not tables:
-            return self._finish(pd.DataFrame(), name, exact=exact)
+            return _finish(pd.DataFrame(), name, self.settings.source, exact=exact)
         frame = pa.concat_tables(tables, promote_options="permissive").to_pandas()
         for column in frame.columns:
             if isinstance(frame[column].dtype, pd.DatetimeTZDtype):
                 frame[column] = frame[column].dt.tz_convert(self.settings.zone)
-        return self._finish(frame.set_index("exchange_time"), name, exact=exact)
+        return _finish(frame.set_index("exchange_time"), name, self.settings.source, exact=exact)
 
     def close(self) -> None:
         """Close the connection; the next question opens another."""
@@ -209,14 +210,6 @@ class Client:
             day += timedelta(days=1)
         return sorted(paths)
 
-    def _finish(self, frame: pd.DataFrame, ticker: str, *, exact: bool) -> pd.DataFrame:
-        if not exact:
-            for column in frame.columns:
-                if _is_decimal(frame[column]):
-                    frame[column] = frame[column].astype("float64")
-        frame.attrs |= {"ticker": ticker, "source": self.source}
-        return frame
-
 
 def candles(
     ticker: str, start: Moment | None = None, end: Moment | None = None, *, exact: bool = False
@@ -263,6 +256,15 @@ def _ticker(name: str) -> str:
         return ticker_of(market_of(name.upper()))
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _finish(frame: pd.DataFrame, ticker: str, source: str, *, exact: bool) -> pd.DataFrame:
+    if not exact:
+        for column in frame.columns:
+            if _is_decimal(frame[column]):
+                frame[column] = frame[column].astype("float64")
+    frame.attrs |= {"ticker": ticker, "source": source}
+    return frame
 
 
 def _is_decimal(column: pd.Series[Any]) -> bool:

@@ -1,0 +1,169 @@
+"""What analysts get: frames on the market's clock, floats or exact digits, and never a mix of sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pandas as pd
+import psycopg
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cryptostream_dagster import chart, client
+from cryptostream_dagster.client import Client
+from cryptostream_dagster.local.state import StateFolder
+from cryptostream_dagster.settings import PipelineSettings
+from cryptostream_dagster.warehouse import schema
+from cryptostream_dagster.window import Window
+from ingest_services.errors import UserError
+from tests.postgres_fixture import TestDatabase
+
+SEOUL = ZoneInfo("Asia/Seoul")
+START = datetime(2025, 2, 2, 7, 0, tzinfo=UTC)  # 16:00 in Seoul
+STEP = timedelta(minutes=5)
+
+
+@pytest.fixture
+def settings(database: TestDatabase, tmp_path: Path) -> PipelineSettings:
+    values = {name.lower(): value for name, value in database.environment.items()}
+    settings = PipelineSettings(source="simulator", parquet_url=tmp_path.as_uri(), **values)  # type: ignore[arg-type]
+    with psycopg.connect(database.dsn) as connection:
+        schema.migrate(connection)
+        schema.ensure_partitions(connection, Window(START), settings.zone)
+        for number in range(4):
+            price = Decimal("95000000.1234567891") + number
+            connection.execute(
+                "INSERT INTO ohlc_5m_ticker (ticker, market, event_time, event_date, open_price, high_price,"
+                " low_price, close_price, book_count, first_book_at, last_book_at, version, built_at)"
+                " VALUES ('BTC', 'KRW-BTC', %s, '2025-02-02', %s, %s, %s, %s, 7, now(), now(), 1, now())",
+                (START + number * STEP, price, price + 1, price - 1, price),
+            )
+    return settings
+
+
+@pytest.fixture
+def ours(settings: PipelineSettings) -> Iterator[Client]:
+    with Client(settings) as opened:
+        yield opened
+
+
+def write_books(root: Path, start: datetime, times: list[datetime]) -> None:
+    local = start.astimezone(SEOUL)
+    path = root / f"ticker=BTC/{local:year=%Y/month=%m/day=%d/hour=%H}/BTC-{local:%Y%m%d%H%M}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stamps = pa.array(times, pa.timestamp("ms", tz="UTC"))
+    sizes = pa.array([Decimal("0.5")] * len(times), pa.decimal128(20, 10))
+    pq.write_table(
+        pa.table({"exchange_time": stamps, "ticker": ["BTC"] * len(times), "ask_size1": sizes}), path
+    )
+
+
+def test_candles_are_on_the_market_clock_and_end_is_exclusive(ours: Client) -> None:
+    frame = ours.candles("BTC", "2025-02-02 16:05", "2025-02-02 16:15")
+    assert list(frame.index) == [
+        pd.Timestamp("2025-02-02 16:05", tz=SEOUL),
+        pd.Timestamp("2025-02-02 16:10", tz=SEOUL),
+    ]
+    assert str(frame.index.dtype) == "datetime64[ns, Asia/Seoul]"
+    assert frame.attrs == {"ticker": "BTC", "source": "simulator"}
+
+
+@pytest.mark.parametrize("start", ["2025-02-02T07:10Z", START + 2 * STEP, datetime(2025, 2, 2, 16, 10)])
+def test_moments_are_strings_or_datetimes_and_naive_ones_are_market_time(ours: Client, start: object) -> None:
+    assert len(ours.candles("BTC", start)) == 2  # type: ignore[arg-type]
+
+
+def test_both_spellings_of_a_market_are_one_and_an_unknown_one_has_no_candles(ours: Client) -> None:
+    assert len(ours.candles("KRW-BTC")) == len(ours.candles("btc")) == 4
+    nothing = ours.candles("ETH")
+    assert nothing.empty
+    assert "close_price" in nothing.columns
+
+
+def test_prices_are_floats_or_exact(ours: Client) -> None:
+    assert ours.candles("BTC")["close_price"].dtype == "float64"
+    assert ours.candles("BTC")["twap_price"].dtype == "float64"
+    assert ours.candles("BTC", exact=True)["close_price"].iloc[0] == Decimal("95000000.1234567891")
+
+
+def test_books_come_from_every_window_of_the_range_over_midnight(
+    settings: PipelineSettings, tmp_path: Path
+) -> None:
+    midnight = datetime(2025, 2, 2, 15, 0, tzinfo=UTC)
+    for number in range(-2, 2):
+        start = midnight + number * STEP
+        write_books(tmp_path, start, [start + timedelta(seconds=s) for s in (0, 100, 299)])
+    ours = Client(settings)
+    frame = ours.books("BTC", "2025-02-02 23:56", "2025-02-03 00:01:40")
+    stamps = [f"{moment:%d %H:%M:%S}" for moment in frame.index]
+    assert stamps == ["02 23:56:40", "02 23:59:59", "03 00:00:00"]
+    assert frame["ask_size1"].dtype == "float64"
+    assert ours.books("BTC", midnight, midnight + STEP, exact=True)["ask_size1"].iloc[0] == Decimal("0.5")
+    assert ours.books("ETH", midnight, midnight + STEP).empty
+    assert ours.books("BTC", "2030-01-01", "2030-01-02").empty
+
+
+@pytest.mark.parametrize(("ticker", "start"), [("B T C", None), ("BTC", "yesterday-ish")])
+def test_nonsense_is_one_clear_line(ours: Client, ticker: str, start: str | None) -> None:
+    with pytest.raises(UserError, match=r"B T C|yesterday-ish"):
+        ours.candles(ticker, start)
+
+
+def test_a_server_that_is_not_there_is_one_clear_line(settings: PipelineSettings) -> None:
+    gone = settings.model_copy(update={"postgres_port": 1})
+    with pytest.raises(UserError, match=r"Postgres at 127\.0\.0\.1:1 "):
+        Client(gone).candles("BTC")
+
+
+def test_a_local_stack_is_found_without_a_word_unless_there_are_two(
+    settings: PipelineSettings, database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("POSTGRES_HOST", "PARQUET_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="no local stack was started here"):
+        client.candles("BTC")
+    found = database.environment | {"SOURCE": "simulator", "PARQUET_URL": settings.parquet_url}
+    StateFolder(Path(".cryptostream/sim")).write_env(found)
+    assert len(client.candles("BTC")) == 4
+    assert client.books("BTC", START, START + STEP).empty
+    StateFolder(Path(".cryptostream/live")).write_env(found | {"SOURCE": "upbit"})
+    with pytest.raises(UserError, match=r"\.cryptostream/live and \.cryptostream/sim"):
+        client.candles("BTC")
+    with Client.from_state(".cryptostream/live") as live:
+        assert live.candles("BTC").attrs["source"] == "upbit"
+    with pytest.raises(UserError, match="was a local stack ever started"):
+        Client.from_state("nowhere")
+
+
+def test_whose_candles_they_are_is_what_the_database_says(
+    settings: PipelineSettings, database: TestDatabase
+) -> None:
+    with psycopg.connect(database.dsn) as connection:
+        schema.claim_database(connection, "simulator", "Asia/Seoul")
+    with Client(settings.model_copy(update={"source": "upbit"})) as mistaken:
+        assert mistaken.candles("BTC").attrs["source"] == "simulator"
+
+
+def test_settings_in_the_environment_come_before_a_local_stack(
+    database: TestDatabase, settings: PipelineSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    StateFolder(Path(".cryptostream/sim")).write_env(database.environment | {"SOURCE": "simulator"})
+    for name, value in database.environment.items():
+        monkeypatch.setenv(name, value)
+    assert client.candles("BTC").attrs["source"] == "upbit"
+
+
+def test_a_chart_is_a_picture_and_says_that_its_data_is_simulated(ours: Client, tmp_path: Path) -> None:
+    path = chart.draw(ours, "BTC", None, None, tmp_path / "chart.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="there is no candle"):
+        chart.draw(ours, "ETH", None, None, tmp_path / "none.png")
+    with pytest.raises(UserError, match="cannot be written"):
+        chart.draw(ours, "BTC", None, None, tmp_path / "no-folder" / "chart.png")
