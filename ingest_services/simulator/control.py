@@ -48,7 +48,13 @@ class ControlApi:
 
     async def _health(self, request: web.Request) -> web.Response:  # noqa: ARG002
         return _json(
-            {"state": "ok", "clients": self._count_clients(), "history_done": self._exchange.history_done}
+            {
+                "state": "ok",
+                "clients": self._count_clients(),
+                "history_done": self._exchange.history_done,
+                "markets": len(self._exchange.feeds),
+                "markets_live": self._exchange.markets_live,
+            }
         )
 
 

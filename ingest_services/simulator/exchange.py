@@ -88,9 +88,18 @@ class Exchange:
         self._wake = asyncio.Event()
 
     @property
+    def markets_live(self) -> int:
+        """How many markets are live."""
+        return len(self._live_since_ms)
+
+    @property
     def history_done(self) -> bool:
-        """Whether every market that anyone ever subscribed to is live."""
-        return bool(self._live_since_ms) and not self._catching_up
+        """Whether every market is live: nothing of any history is still to come, whoever connects next."""
+        return self.markets_live == len(self.feeds)
+
+    def is_live(self, market: str) -> bool:
+        """Tell whether a market's books come in real time now."""
+        return market in self._live_since_ms
 
     def history(self) -> dict[str, object]:
         """Return the time that the history covers, as `/simulator/truth` tells it."""

@@ -362,7 +362,7 @@ def test_the_truth_of_a_history_equals_the_candles_of_the_frames_that_came() -> 
 def test_the_truth_of_real_time_equals_the_candles_of_the_frames_that_came() -> None:
     with serving(one_sided_share=0.1) as simulator:
         with connected(simulator) as ws:
-            ask(ws, books_of("KRW-BTC", "KRW-XRP"))
+            ask(ws, books_of("KRW-BTC", "KRW-XRP", "USDT-BTC"))
             frames = [(0, ws.recv_data()[1]) for _ in range(100)]
         stamps = [json.loads(data)["tms"] for _, data in frames]
         truth, answer = truth_of(simulator)
@@ -372,8 +372,31 @@ def test_the_truth_of_real_time_equals_the_candles_of_the_frames_that_came() -> 
         assert truth[key]["open"] == candle["open"]
         assert truth[key]["first_book_ms"] == candle["first_book_ms"]
         assert truth[key]["book_count"] >= candle["book_count"]
-    assert answer["books_published"] >= len(frames) - 2
+    assert answer["books_published"] >= len(frames) - 3
     assert max(stamps) <= answer["now_ms"]
+    assert answer["history"]["done"]
+
+
+def test_a_history_that_nobody_reads_is_given_to_the_next_in_line() -> None:
+    with (
+        serving(history_minutes=60, rate=2.0, stall_timeout_s=0.3) as simulator,
+        connected(simulator) as stuck,
+        connected(simulator) as patient,
+    ):
+        codes = [f"{code}.30" for code in ("KRW-BTC", "KRW-XRP", "USDT-BTC")]
+        ask(stuck, books_of(*codes))
+        eventually(lambda: get(simulator, "/simulator/truth")[2]["books_published"] > 0)
+        ask(patient, books_of(*codes))
+        frames: list[tuple[int, bytes]] = []
+        while not frames or b'"SNAPSHOT"' not in frames[-1][1]:
+            frames.append((0, patient.recv_data()[1]))
+        truth, answer = truth_of(simulator)
+    expected = candles_of(frames)
+    newest = max(start for _, start in expected)
+    assert len(frames) > 20_000
+    assert {k: v for k, v in truth.items() if k[1] < newest} == {
+        k: v for k, v in expected.items() if k[1] < newest
+    }
     assert answer["history"]["done"]
 
 

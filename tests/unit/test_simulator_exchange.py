@@ -125,7 +125,8 @@ def test_a_history_that_was_cut_off_starts_again_with_the_same_books_for_the_hei
         assert cut
         assert heir.frames == []
         exchange.leave(first)
-        await until(lambda: exchange.history_done)
+        await until(lambda: exchange.is_live("KRW-BTC"))
+        assert not exchange.history_done, "two markets have had no one to tell"
         exchange.leave(heir)
         assert heir.stamps("KRW-BTC")[: len(cut)] == cut
         assert counts(exchange) == {"KRW-BTC": len(heir.stamps("KRW-BTC"))}, "what nobody has is not true"
