@@ -1,0 +1,117 @@
+"""Which windows are complete: nothing more will come. The rule is in `docs/windows.md`.
+
+*Complete* says nothing about whether anybody was listening; that is coverage.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import psycopg
+
+from cryptostream_dagster.catalog.sync import sync
+from cryptostream_dagster.window import Window
+from ingest_services.lake.chain import read_chains, read_progress
+from ingest_services.lake.store import ObjectStore
+
+POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A partition that a window still waits for; `closed` if only the end of a closed chain is missing."""
+
+    chain: int
+    partition: int
+    closed: bool
+
+
+class Incomplete(Exception):  # noqa: N818 - an answer, not a failure
+    """The window did not become complete in time."""
+
+
+def behind(connection: psycopg.Connection, until: datetime) -> list[Behind]:
+    """Return the partitions of every chain in force that are not through an instant yet."""
+    rows = connection.execute(
+        "SELECT chain, partition, end_offset IS NOT NULL FROM lake_partition "
+        "WHERE CASE WHEN end_offset IS NULL THEN coalesce(minutes_through < %s, true) "
+        "ELSE next_offset < end_offset END ORDER BY chain, partition",
+        (until,),
+    )
+    return [Behind(*row) for row in rows]
+
+
+def complete_until(connection: psycopg.Connection) -> datetime | None:
+    """Return the instant up to which every partition is through; None if one has claimed nothing yet."""
+    row = connection.execute(
+        "SELECT min(minutes_through), bool_and(minutes_through IS NOT NULL AND end_offset IS NULL) "
+        "FROM lake_partition WHERE end_offset IS NULL OR next_offset < end_offset"
+    ).fetchone()
+    assert row is not None
+    return row[0] if row[1] else None
+
+
+def wait_until_complete(
+    connection: psycopg.Connection, store: ObjectStore, window: Window, timeout_s: float
+) -> None:
+    """Sync the catalog until a window is complete.
+
+    While it waits it reads nothing but the progress objects of the partitions that are behind, every half second.
+
+    Args:
+        connection: In autocommit mode.
+        store: The lake.
+        window: The window.
+        timeout_s: How long to wait.
+
+    Raises:
+        Incomplete: If it is not complete by then; the message names the partitions, how far they are and
+            since when they are silent.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        sync(connection, store)
+        waiting = behind(connection, window.end)
+        if not waiting and connection.execute("SELECT 1 FROM lake_chain LIMIT 1").fetchone():
+            return
+        while True:
+            if time.monotonic() >= deadline:
+                raise Incomplete(_describe(window, waiting, store))
+            # Progress is an object that is replaced; a store has nothing to wait on.
+            time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
+            if _may_be_complete(store, waiting, window):
+                break
+
+
+def _may_be_complete(store: ObjectStore, waiting: list[Behind], window: Window) -> bool:
+    """Return whether the claims say by now what we wait for, so that a sync may bring it."""
+    if not waiting:  # there is no chain at all: look for one
+        return bool(read_chains(store))
+    for partition in waiting:
+        progress = read_progress(store, partition.chain, partition.partition)
+        if not partition.closed and (progress is None or progress.minutes_through_ms < window.end_ms):
+            return False
+    return True
+
+
+def _describe(window: Window, waiting: list[Behind], store: ObjectStore) -> str:
+    """Say who is behind, how far it is, and how long it has been silent."""
+    what = f"window {window.start:%Y-%m-%d %H:%M} UTC is not complete"
+    if not waiting:
+        return f"{what}: no consumer has ever written to {store.url}"
+    now = datetime.now(UTC).timestamp()
+    lines = []
+    for partition in waiting:
+        progress = read_progress(store, partition.chain, partition.partition)
+        if partition.closed:
+            state = "its closed chain has commits that cannot be read yet"
+        elif progress is None:
+            state = "no consumer has reported progress yet"
+        else:
+            through = datetime.fromtimestamp(progress.minutes_through_ms / 1000, UTC)
+            age = now - progress.at_ms / 1000
+            state = f"minutes_through {through:%Y-%m-%d %H:%M} UTC, reported {age:.0f} s ago"
+        lines.append(f"chain {partition.chain} partition {partition.partition}: {state}")
+    return f"{what}: {'; '.join(lines)}"

@@ -1,0 +1,109 @@
+"""Coverage of a window: over which share of it every change of a book was received, by heartbeats alone.
+
+None is *unknown*: the window ended before anybody reported what they listened to. 0.0 is known absence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psycopg
+from zstandard import ZstdError
+
+from cryptostream_dagster.sql import load_sql
+from cryptostream_dagster.window import WINDOW_S, Window
+from ingest_services.errors import UserError
+from ingest_services.lake.coverage import covered_intervals, covered_us, read_heartbeats
+from ingest_services.lake.lines import decompress
+from ingest_services.lake.store import ObjectMissing, ObjectStore
+from ingest_services.record import Heartbeat
+
+_PACKAGE = "cryptostream_dagster.catalog"
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Coverage of one window.
+
+    Attributes:
+        known: Whether heartbeats existed by then; if not, every ratio is None.
+        ratios: Share of the window, 0 to 1, by subscribed ticker.
+    """
+
+    known: bool
+    ratios: dict[str, float]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the subscribed tickers; 0.0 if nobody was subscribed to anything, None if unknown."""
+        if not self.known:
+            return None
+        return sum(self.ratios.values()) / len(self.ratios) if self.ratios else 0.0
+
+    @property
+    def least(self) -> float | None:
+        """The least covered ticker's share; None if unknown."""
+        return min(self.ratios.values(), default=0.0) if self.known else None
+
+
+def window_coverage(connection: psycopg.Connection, store: ObjectStore, window: Window) -> Coverage:
+    """Compute a window's coverage from the heartbeats that the catalog knows.
+
+    Raises:
+        UserError: If an object with heartbeats is missing or is none.
+    """
+    # Intervals never cross a minute's end and an object holds those of its minute, so the minute of the lake's
+    # first heartbeat decides for windows, which end on full minutes, as the exact instant would.
+    row = connection.execute(
+        "SELECT min(minute) FROM lake_file WHERE kind = 'heartbeat' AND minute < %s", (window.end,)
+    ).fetchone()
+    if row is None or row[0] is None:
+        return Coverage(False, {})
+    paths = connection.execute(
+        "SELECT path FROM lake_file WHERE minute >= %s AND minute < %s AND kind = 'heartbeat' ORDER BY path",
+        (window.start, window.end),
+    )
+    heartbeats: list[Heartbeat] = []
+    for (path,) in paths:
+        try:
+            heartbeats += read_heartbeats(decompress(path, store.get(path)))
+        except ObjectMissing as error:
+            raise UserError(f"{store.url}/{path}: a commit names it, but it is not there") from error
+        except (ValueError, ZstdError) as error:
+            raise UserError(f"{store.url}/{path}: {error}") from error
+    start_us, end_us = window.start_ms * 1000, window.end_ms * 1000
+    return Coverage(
+        True,
+        {
+            ticker: covered_us(intervals, start_us, end_us) / (WINDOW_S * 1_000_000)
+            for ticker, intervals in covered_intervals(heartbeats).items()
+        },
+    )
+
+
+def record_coverage(
+    connection: psycopg.Connection, window: Window, coverage: Coverage, source: str, tickers: list[str]
+) -> None:
+    """Write a window's coverage, one row per ticker that was subscribed to or has books.
+
+    Args:
+        connection: In the transaction that seals or builds the window.
+        window: The window.
+        coverage: Its coverage.
+        source: Whose data it is.
+        tickers: Those with books.
+    """
+    rows = [
+        (ticker, ticker in coverage.ratios, coverage.ratios.get(ticker, 0.0) if coverage.known else None)
+        for ticker in sorted({*tickers, *coverage.ratios})
+    ]
+    connection.execute(
+        load_sql(_PACKAGE, "record_coverage"),
+        {
+            "start": window.start,
+            "source": source,
+            "tickers": [row[0] for row in rows],
+            "subscribed": [row[1] for row in rows],
+            "ratios": [row[2] for row in rows],
+        },
+    )

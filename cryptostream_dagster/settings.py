@@ -1,0 +1,84 @@
+"""Typed settings of the Dagster half, read from the environment and from `.env`.
+
+Everything of the ingest half that says where the lake is and whose it is, and what the pipeline adds. Nothing
+here is required to *load* the definitions; `missing` says what a run needs and has not got.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import Field, SecretStr, field_validator
+
+from ingest_services.settings import IngestSettings
+
+PARTITION_KEY_FORMAT = "%Y-%m-%dT%H:%M%z"
+
+
+class PipelineSettings(IngestSettings):
+    """Settings of the assets, the sensor and the client.
+
+    Attributes:
+        parquet_url: Where Parquet goes: `file:///folder`; another scheme is only another setting.
+        postgres_host: Host of the warehouse; a run fails without it.
+        postgres_port: Its port.
+        postgres_user: Its user.
+        postgres_password: Its password; may be empty where the server asks for none.
+        postgres_db: Its database.
+        partitions_start: First window, as a partition key. Dagster wants at most 100,000 partitions an asset,
+            and a year has 105,120 windows.
+        seal_wait_s: How long a run waits for its window to be complete; below the window's own length.
+        sensor_interval_s: Least time between two ticks of the reconciling sensor.
+        schedule_grace_s: How long after its end a window is left to the schedule.
+        settle_s: How long a window must have been quiet before it is built by the sensor; a window that data
+            never stops trickling into is built after ten times as long.
+        duckdb_threads: Threads of one DuckDB session.
+        duckdb_memory_mb: Memory of one DuckDB session, MiB; it spills to disk beyond.
+    """
+
+    parquet_url: str = "file://" + str(Path(".cryptostream/parquet").absolute())
+    postgres_host: str | None = None
+    postgres_port: int = Field(default=5432, ge=1, le=65535)
+    postgres_user: str | None = None
+    postgres_password: SecretStr = SecretStr("")
+    postgres_db: str | None = None
+    partitions_start: str = "2026-01-01T00:00+0900"
+    seal_wait_s: float = Field(default=120.0, ge=0, lt=300)
+    sensor_interval_s: int = Field(default=30, ge=1)
+    schedule_grace_s: float = Field(default=60.0, ge=0)
+    settle_s: float = Field(default=10.0, ge=0)
+    duckdb_threads: int = Field(default=2, ge=1)
+    duckdb_memory_mb: int = Field(default=1024, ge=128)
+
+    @field_validator("partitions_start")
+    @classmethod
+    def _partition_key(cls, value: str) -> str:
+        try:
+            start = datetime.strptime(value, PARTITION_KEY_FORMAT)
+        except ValueError as error:
+            raise ValueError("must look like 2026-01-01T00:00+0900") from error
+        if start.timestamp() % 300:
+            raise ValueError("must be the start of a 5-minute window, like 2026-01-01T00:00+0900")
+        return value
+
+    @property
+    def first_window(self) -> datetime:
+        """Start of the first window, an aware instant."""
+        return datetime.strptime(self.partitions_start, PARTITION_KEY_FORMAT)
+
+    @property
+    def missing(self) -> str | None:
+        """Which settings a run needs and has not got, as one sentence; None if it has all."""
+        names = [
+            name.upper()
+            for name in ("postgres_host", "postgres_user", "postgres_db")
+            if not getattr(self, name)
+        ]
+        if not names:
+            return None
+        return (
+            f"{', '.join(names)} not set: the assets keep their catalog and the candles in Postgres. "
+            "Set POSTGRES_HOST, POSTGRES_PORT, POSTGRES_USER, POSTGRES_PASSWORD and POSTGRES_DB in the "
+            "environment or in .env, or run `make dev`, which brings its own"
+        )

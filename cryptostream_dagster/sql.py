@@ -1,0 +1,17 @@
+"""SQL that is longer than three lines lives in `.sql` files beside the code that runs it."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import LiteralString, cast
+
+
+@cache
+def load_sql(package: str, name: str) -> LiteralString:
+    """Return `<package>/sql/<name>.sql`.
+
+    The file is part of the program, hence a `LiteralString`: it holds no value from outside.
+    """
+    text = (files(package) / "sql" / f"{name}.sql").read_text(encoding="utf-8")
+    return cast(LiteralString, text)

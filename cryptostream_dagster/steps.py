@@ -1,0 +1,248 @@
+"""What the three assets do for one window, without Dagster: seal, write Parquet, write candles.
+
+Every step takes the window's lock, looks at the newest state inside it, writes, and records what it built in
+the same transaction. A step that finds nothing to do changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import orjson
+import psycopg
+
+from cryptostream_dagster.catalog.complete import wait_until_complete
+from cryptostream_dagster.catalog.coverage import Coverage, record_coverage, window_coverage
+from cryptostream_dagster.catalog.seal import Seal, SealedFile, newest_seal, seal_window, sealed_files
+from cryptostream_dagster.settings import PipelineSettings
+from cryptostream_dagster.sql import load_sql
+from cryptostream_dagster.transforms.books import BookBuilder, RawObject, TickerBooks
+from cryptostream_dagster.transforms.candles import TickerCandle, window_candles
+from cryptostream_dagster.transforms.storage import Storage, open_storage
+from cryptostream_dagster.warehouse.candles import Written, write_candles
+from cryptostream_dagster.warehouse.connection import lock_window
+from cryptostream_dagster.warehouse.queries import CANDLES
+from cryptostream_dagster.warehouse.schema import ensure_partitions
+from cryptostream_dagster.window import Window
+from ingest_services.errors import UserError
+from ingest_services.lake.store import ObjectStore
+
+PARQUET = "orderbook_parquet"
+
+_WAREHOUSE = "cryptostream_dagster.warehouse"
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What sealing a window found.
+
+    Attributes:
+        seal: The newest seal.
+        coverage: The window's coverage.
+        lag_s: From the window's end to the sealing, seconds.
+    """
+
+    seal: Seal
+    coverage: Coverage
+    lag_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetBuilt:
+    """What the Parquet step found or wrote.
+
+    Attributes:
+        version: Version of the seal that the objects were built from.
+        digest: Its digest.
+        tickers: What became of each ticker's rows.
+        written: False if the objects were there already.
+    """
+
+    version: int
+    digest: str
+    tickers: list[TickerBooks]
+    written: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CandlesBuilt:
+    """What the candle step computed and changed.
+
+    Attributes:
+        version: Version of the seal that the candles were built from.
+        digest: Its digest.
+        candles: One per ticker with rows.
+        written: What changed; None if a newer version was there already.
+    """
+
+    version: int
+    digest: str
+    candles: list[TickerCandle]
+    written: Written | None
+
+
+def seal_step(
+    connection: psycopg.Connection,
+    store: ObjectStore,
+    window: Window,
+    settings: PipelineSettings,
+) -> Sealed:
+    """Wait until a window is complete, seal it and record its coverage.
+
+    Raises:
+        Incomplete: If it is not complete within `SEAL_WAIT_S`.
+        UserError: If the lake is not readable.
+    """
+    wait_until_complete(connection, store, window, settings.seal_wait_s)
+    ensure_partitions(connection, window, settings.zone)
+    with connection.transaction():
+        seal = seal_window(connection, window, settings.lateness_s)
+        coverage = window_coverage(connection, store, window)
+        tickers = sorted({file.ticker for file in sealed_files(connection, seal)})
+        record_coverage(connection, window, coverage, settings.source, tickers)
+    return Sealed(seal, coverage, (datetime.now(UTC) - window.end).total_seconds())
+
+
+def parquet_step(connection: psycopg.Connection, window: Window, settings: PipelineSettings) -> ParquetBuilt:
+    """Write the Parquet of a window's newest seal, unless it is there already.
+
+    Raises:
+        UserError: If the window was never sealed, or its raw objects are not what their commits say.
+    """
+    raw, parquet = _raw(settings), open_parquet(settings)
+    with connection.transaction():
+        lock_window(connection, window)
+        seal = newest_seal(connection, window)
+        if seal is None:
+            raise UserError(
+                f"window {window.label(settings.zone)} is not sealed: materialize raw_orderbook first"
+            )
+        recorded = _recorded_books(connection, window)
+        if _built_version(connection, window, PARQUET) == seal.version and _all_there(parquet, recorded):
+            return ParquetBuilt(seal.version, seal.digest, recorded, written=False)
+        files = sealed_files(connection, seal)
+        builder = BookBuilder(
+            raw,
+            parquet,
+            settings.depth,
+            settings.zone,
+            settings.duckdb_threads,
+            settings.duckdb_memory_mb,
+        )
+        tickers = builder.build(
+            window,
+            [RawObject(file.path, file.ticker, file.chain, file.rows, file.bytes) for file in files],
+            _provenance(seal, files, settings),
+        )
+        connection.execute("DELETE FROM parquet_file WHERE window_start = %s", (window.start,))
+        connection.cursor().executemany(
+            load_sql(_WAREHOUSE, "insert_parquet_files"),
+            [
+                (window.start, t.ticker, t.path, t.bytes, t.sealed_rows, t.rows, t.duplicates, t.rejected)
+                for t in tickers
+            ],
+        )
+        parquet.delete(sorted({t.path for t in recorded if t.path} - {t.path for t in tickers}))
+        _note_built(connection, seal, PARQUET)
+    return ParquetBuilt(seal.version, seal.digest, tickers, written=True)
+
+
+def candle_step(connection: psycopg.Connection, window: Window, settings: PipelineSettings) -> CandlesBuilt:
+    """Write the candles of a window from its Parquet.
+
+    Raises:
+        UserError: If there is no Parquet of it.
+    """
+    parquet = open_parquet(settings)
+    ensure_partitions(connection, window, settings.zone)
+    with connection.transaction():
+        lock_window(connection, window)
+        version = _built_version(connection, window, PARQUET)
+        if version is None:
+            raise UserError(
+                f"window {window.label(settings.zone)} has no Parquet: materialize orderbook_parquet first"
+            )
+        row = connection.execute(
+            "SELECT digest FROM seal WHERE window_start = %s AND version = %s", (window.start, version)
+        ).fetchone()
+        assert row is not None
+        digest = str(row[0])
+        recorded = _recorded_books(connection, window)
+        if not _all_there(parquet, recorded):
+            raise UserError(
+                f"window {window.label(settings.zone)}: the Parquet in {parquet.url} is not what was recorded; "
+                "materialize orderbook_parquet again"
+            )
+        paths = [books.path for books in recorded if books.path]
+        candles = window_candles(parquet, paths, window, settings.duckdb_threads, settings.duckdb_memory_mb)
+        if (_built_version(connection, window, CANDLES) or 0) > version:
+            return CandlesBuilt(version, digest, candles, None)
+        written = write_candles(connection, window, version, candles, settings.zone)
+        arguments = {"start": window.start, "asset": CANDLES, "version": version, "digest": digest}
+        connection.execute(load_sql(_WAREHOUSE, "note_built"), arguments)
+        connection.execute(load_sql(_WAREHOUSE, "finish_window"), arguments)
+    return CandlesBuilt(version, digest, candles, written)
+
+
+def open_parquet(settings: PipelineSettings) -> Storage:
+    """Open PARQUET_URL."""
+    return open_storage("PARQUET_URL", settings.parquet_url)
+
+
+def _raw(settings: PipelineSettings) -> Storage:
+    return open_storage("RAW_URL", settings.raw_url)
+
+
+def _provenance(seal: Seal, files: list[SealedFile], settings: PipelineSettings) -> dict[str, str]:
+    commits = sorted({(file.chain, file.partition, file.base) for file in files})
+    return {
+        "version": str(seal.version),
+        "digest": seal.digest,
+        "source": settings.source,
+        "window_start": seal.window.start.isoformat(),
+        "window_end": seal.window.end.isoformat(),
+        "depth": str(settings.depth),
+        # Chain, partition and base offset: the name of each commit that the rows came from.
+        "commits": orjson.dumps(commits).decode(),
+    }
+
+
+def _built_version(connection: psycopg.Connection, window: Window, asset: str) -> int | None:
+    row = connection.execute(
+        "SELECT version FROM built WHERE window_start = %s AND asset = %s", (window.start, asset)
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def _note_built(connection: psycopg.Connection, seal: Seal, asset: str) -> None:
+    connection.execute(
+        load_sql(_WAREHOUSE, "note_built"),
+        {"start": seal.window.start, "asset": asset, "version": seal.version, "digest": seal.digest},
+    )
+
+
+def _recorded_books(connection: psycopg.Connection, window: Window) -> list[TickerBooks]:
+    rows = connection.execute(
+        "SELECT ticker, path, bytes, sealed_rows, rows, duplicates, rejected FROM parquet_file "
+        'WHERE window_start = %s ORDER BY ticker COLLATE "C"',
+        (window.start,),
+    )
+    return [TickerBooks(*row) for row in rows]
+
+
+def _all_there(parquet: Storage, recorded: list[TickerBooks]) -> bool:
+    objects = [books for books in recorded if books.path]
+    sizes = parquet.sizes([books.path for books in objects])
+    return all(size == books.bytes for size, books in zip(sizes, objects, strict=True))
+
+
+__all__ = [
+    "CandlesBuilt",
+    "ParquetBuilt",
+    "Sealed",
+    "candle_step",
+    "open_parquet",
+    "parquet_step",
+    "seal_step",
+]

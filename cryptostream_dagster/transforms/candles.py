@@ -1,0 +1,104 @@
+"""Parquet of a window → one candle per ticker, as plain values. The rule is in `sql/candles.sql`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+from cryptostream_dagster.sql import load_sql
+from cryptostream_dagster.transforms.duck import open_duckdb
+from cryptostream_dagster.transforms.storage import Storage
+from cryptostream_dagster.window import Window
+from ingest_services.errors import UserError
+
+_PACKAGE = "cryptostream_dagster.transforms"
+_COLUMNS = ["ticker", "market", "exchange_time", "ask_price1", "bid_price1"]
+
+
+@dataclass(frozen=True, slots=True)
+class TickerCandle:
+    """A ticker's candle before the division of its means.
+
+    Prices are None if the window has no usable book: then there is no candle, only counts.
+
+    Attributes:
+        ticker: Canonical ticker.
+        market: Market code.
+        open: Mid of the first usable book in the window.
+        high: Highest mid.
+        low: Lowest mid.
+        close: Mid of the last usable book.
+        book_count: Usable books: two-sided, not crossed, stamped in the window.
+        first_ms: Stamp of the first, ms since the epoch.
+        last_ms: Stamp of the last.
+        mid_ms: Sum of mid × ms for which it prevailed.
+        spread_ms: Sum of spread in bps × the same ms.
+        weight_ms: Sum of those ms.
+        one_sided_count: Books in the window without an ask or without a bid.
+        crossed_count: Books in the window whose best bid is above the best ask.
+    """
+
+    ticker: str
+    market: str
+    open: Decimal | None
+    high: Decimal | None
+    low: Decimal | None
+    close: Decimal | None
+    book_count: int
+    first_ms: int | None
+    last_ms: int | None
+    mid_ms: Decimal
+    spread_ms: Decimal
+    weight_ms: int
+    one_sided_count: int
+    crossed_count: int
+
+
+def window_candles(
+    parquet: Storage, paths: Sequence[str], window: Window, threads: int = 2, memory_mb: int = 1024
+) -> list[TickerCandle]:
+    """Compute a window's candles.
+
+    Args:
+        parquet: Where the objects are.
+        paths: The window's objects, one per ticker.
+        window: The window.
+        threads: Of DuckDB.
+        memory_mb: Of DuckDB, MiB.
+
+    Returns:
+        One entry per ticker with a row, by ticker.
+
+    Raises:
+        UserError: If an object is missing or is no Parquet of ours.
+    """
+    if not paths:
+        return []
+    import numpy as np
+    import pyarrow as pa
+    from pyarrow import dataset
+
+    try:
+        books = dataset.dataset(
+            [parquet.locate(path) for path in paths], filesystem=parquet.filesystem, format="parquet"
+        ).to_table(columns=_COLUMNS)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{parquet.url}: the Parquet of window {window.start:%Y-%m-%d %H:%M} UTC cannot be read "
+            f"({' '.join(str(error).split())}); materialize orderbook_parquet again"
+        ) from error
+    # The rows of an object are in total order, which is more than their columns alone could say.
+    books = books.append_column("row_number", pa.array(np.arange(books.num_rows, dtype=np.int64)))
+    with tempfile.TemporaryDirectory(prefix="cryptostream-") as scratch:
+        session = open_duckdb(threads, memory_mb, Path(scratch))
+        try:
+            session.register("book", books)
+            rows = session.execute(
+                load_sql(_PACKAGE, "candles"), {"start_ms": window.start_ms, "end_ms": window.end_ms}
+            ).fetchall()
+        finally:
+            session.close()
+    return [TickerCandle(*row) for row in rows]

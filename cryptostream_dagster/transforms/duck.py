@@ -1,0 +1,29 @@
+"""One DuckDB session: bounded, in memory, gone when it is closed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def open_duckdb(threads: int, memory_mb: int, spill_dir: Path) -> Any:
+    """Open a session.
+
+    Args:
+        threads: How many.
+        memory_mb: MiB before it spills to disk.
+        spill_dir: Where to.
+    """
+    import duckdb  # a slow import
+
+    return duckdb.connect(
+        ":memory:",
+        config={
+            "threads": threads,
+            "memory_limit": f"{memory_mb}MiB",
+            "temp_directory": str(spill_dir),
+            "preserve_insertion_order": False,
+            "autoinstall_known_extensions": False,
+            "TimeZone": "UTC",
+        },
+    )

@@ -1,0 +1,85 @@
+"""The declared columns of the Parquet objects and of the candles; everything that names a column starts here.
+
+Prices and sizes in Parquet are DOUBLE. That loses nothing: the exchange's numbers have at most 15 significant
+digits, and every decimal of up to 15 digits survives the way into a double and back through its shortest
+representation (IEEE 754), which is how the candles read them again (`sql/candles.sql`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["string", "timestamp", "int32", "int64", "double", "decimal", "date"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: its name, its kind, what it means, and whether it may be NULL."""
+
+    name: str
+    kind: Kind
+    description: str
+    nullable: bool = False
+
+
+def level_columns(depth: int) -> list[Column]:
+    """Return the price and size columns of the book's levels, best first."""
+    return [
+        Column(
+            f"{side}_{what}{level}",
+            "double",
+            f"{what.capitalize()} of the {'best' if level == 1 else f'{level}. best'} {side}; NULL beyond the book",
+            nullable=True,
+        )
+        for level in range(1, depth + 1)
+        for side in ("ask", "bid")
+        for what in ("price", "size")
+    ]
+
+
+def book_columns(depth: int) -> list[Column]:
+    """Return the columns of a Parquet object.
+
+    Args:
+        depth: Levels per side.
+    """
+    return [
+        Column("market", "string", "Market code of the exchange, KRW-BTC"),
+        Column("ticker", "string", "Canonical ticker, BTC"),
+        Column("exchange_time", "timestamp", "The exchange's stamp of the book (tms), ms resolution, UTC"),
+        Column("received_time", "timestamp", "When the producer received the frame, µs resolution, UTC"),
+        Column("stream_type", "string", "SNAPSHOT (state on subscribing) or REALTIME (a change)"),
+        Column("level", "double", "Price grouping that was asked for; 0: none"),
+        Column("total_ask_size", "double", "Sum of all ask sizes, as the exchange says", nullable=True),
+        Column("total_bid_size", "double", "Sum of all bid sizes, as the exchange says", nullable=True),
+        *level_columns(depth),
+        Column("connection", "string", "Which connection of which producer received it"),
+        Column("partition", "int32", "Kafka partition"),
+        Column("offset", "int64", "Kafka offset"),
+    ]
+
+
+CANDLE_COLUMNS = [
+    Column("ticker", "string", "Canonical ticker, BTC"),
+    Column("market", "string", "Market code of the exchange, KRW-BTC"),
+    Column("event_time", "timestamp", "Start of the window [start, start + 5 min), exchange time"),
+    Column("event_date", "date", "Market-zone date of event_time"),
+    Column("open_price", "decimal", "Mid of the first book in the window"),
+    Column("high_price", "decimal", "Highest mid"),
+    Column("low_price", "decimal", "Lowest mid"),
+    Column("close_price", "decimal", "Mid of the last book in the window"),
+    Column("prev_close_price", "decimal", "Close of the window before, if it has a candle", nullable=True),
+    Column("twap_price", "decimal", "Mid, averaged over the time that it prevailed", nullable=True),
+    Column("book_count", "int64", "Books that are two-sided and not crossed"),
+    Column("first_book_at", "timestamp", "Exchange time of the first of them"),
+    Column("last_book_at", "timestamp", "Exchange time of the last of them"),
+    Column(
+        "mean_spread_bps", "decimal", "Spread over mid, basis points, averaged like twap_price", nullable=True
+    ),
+    Column(
+        "coverage_ratio", "double", "Share of the window that was listened to; NULL: unknown", nullable=True
+    ),
+    Column("version", "int64", "Version of the seal with which the row took its values"),
+    Column("built_at", "timestamp", "When it did"),
+]

@@ -1,0 +1,78 @@
+-- Every line of some objects as one flat row. `fits` is false for a line that is no book by our schema: not
+-- JSON, a field of another type, a number beyond a double. Both of the exchange's formats are read.
+CREATE OR REPLACE TEMP TABLE line AS
+WITH read AS (
+    SELECT
+        object.ticker,
+        object.chain,
+        object.number AS object_number,
+        raw."partition",
+        raw."offset",
+        raw.received_us,
+        raw.connection,
+        coalesce(raw.book.cd, raw.book.code) AS market,
+        coalesce(raw.book.tms, raw.book."timestamp") AS stamp,
+        coalesce(raw.book.st, raw.book.stream_type) AS stream_type,
+        coalesce(raw.book.lv, raw.book."level") AS "level",
+        coalesce(raw.book.tas, raw.book.total_ask_size) AS total_ask_size,
+        coalesce(raw.book.tbs, raw.book.total_bid_size) AS total_bid_size,
+        CASE
+            WHEN raw.book.obu IS NULL THEN list_transform(
+                raw.book.orderbook_units,
+                lambda u: {{'ap': u.ask_price, 'bp': u.bid_price, 'as': u.ask_size, 'bs': u.bid_size}}
+            )
+            ELSE raw.book.obu
+        END AS units
+    FROM read_json(
+        $files,
+        format = 'newline_delimited',
+        ignore_errors = true,
+        filename = true,
+        columns = {{
+            'partition': 'INTEGER',
+            'offset': 'BIGINT',
+            'received_us': 'BIGINT',
+            'connection': 'VARCHAR',
+            'book': 'STRUCT(
+                cd VARCHAR, code VARCHAR, tms BIGINT, "timestamp" BIGINT, st VARCHAR, stream_type VARCHAR,
+                lv DOUBLE, "level" DOUBLE, tas DOUBLE, total_ask_size DOUBLE, tbs DOUBLE, total_bid_size DOUBLE,
+                obu STRUCT(ap DOUBLE, bp DOUBLE, "as" DOUBLE, bs DOUBLE)[],
+                orderbook_units STRUCT(
+                    ask_price DOUBLE, bid_price DOUBLE, ask_size DOUBLE, bid_size DOUBLE
+                )[]
+            )'
+        }}
+    ) AS raw
+    JOIN object ON object.file = raw.filename
+)
+SELECT
+    ticker,
+    chain,
+    object_number,
+    "partition",
+    "offset",
+    received_us,
+    connection,
+    market,
+    -- Stamps came in microseconds for a while; ingest_services.upbit.frames.exchange_ms is the rule.
+    CASE WHEN stamp >= 100000000000000 THEN stamp // 1000 ELSE stamp END AS tms,
+    stream_type,
+    coalesce("level", 0) AS "level",
+    total_ask_size,
+    total_bid_size,
+    {levels},
+    coalesce(
+        "partition" IS NOT NULL
+        AND "offset" IS NOT NULL
+        AND received_us IS NOT NULL
+        AND connection IS NOT NULL
+        AND market IS NOT NULL
+        AND stamp > 0
+        AND stream_type IN ('SNAPSHOT', 'REALTIME')
+        AND units IS NOT NULL
+        AND isfinite(coalesce(total_ask_size, 0) + coalesce(total_bid_size, 0) + coalesce("level", 0))
+        AND len(units) = list_count(sums)
+        AND (len(units) = 0 OR isfinite(list_sum(sums))),
+        false
+    ) AS fits
+FROM (SELECT *, list_transform(units, lambda u: u.ap + u.bp + u."as" + u.bs) AS sums FROM read)

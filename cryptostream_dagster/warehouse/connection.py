@@ -1,0 +1,63 @@
+"""One way to connect, and the advisory locks that order the writers."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import psycopg
+
+from cryptostream_dagster.settings import PipelineSettings
+from cryptostream_dagster.window import Window
+from ingest_services.errors import UserError
+
+CONNECT_TIMEOUT_S = 10
+
+
+class Lock(IntEnum):
+    """First half of an advisory lock's key; the second is the window's number, or 0."""
+
+    SCHEMA = 0x43530000
+    WINDOW = 0x43530001
+    BOUNDARY = 0x43530002
+
+
+def connect(settings: PipelineSettings) -> psycopg.Connection:
+    """Connect to the warehouse: in UTC, every statement on its own unless inside `connection.transaction()`.
+
+    Raises:
+        UserError: If settings are missing or the server cannot be reached.
+    """
+    if settings.missing:
+        raise UserError(settings.missing)
+    try:
+        return psycopg.connect(
+            host=settings.postgres_host,
+            port=settings.postgres_port,
+            user=settings.postgres_user,
+            password=settings.postgres_password.get_secret_value(),
+            dbname=settings.postgres_db,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            application_name="cryptostream",
+            autocommit=True,
+            options="-c timezone=UTC",
+        )
+    except psycopg.OperationalError as error:
+        raise UserError(
+            f"Postgres at {settings.postgres_host}:{settings.postgres_port} (POSTGRES_HOST, POSTGRES_PORT) does "
+            f"not let {settings.postgres_user} into {settings.postgres_db}: {' '.join(str(error).split())}"
+        ) from error
+
+
+def lock_window(connection: psycopg.Connection, window: Window) -> None:
+    """Wait until this transaction is the only one that writes anything of a window."""
+    connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (Lock.WINDOW, window.number))
+
+
+def lock_boundaries(connection: psycopg.Connection, window: Window) -> None:
+    """Wait until nobody else writes candles that touch this window's start or its end.
+
+    The close of a window is the `prev_close_price` of the next one, whichever is built first. Always taken in
+    the order of time, after `lock_window`: so no two writers wait for each other.
+    """
+    for number in (window.number, window.number + 1):
+        connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (Lock.BOUNDARY, number))

@@ -1,0 +1,137 @@
+"""The versioned schema: the numbered files of `migrations/`, each applied once, in order."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from importlib.resources import files
+from typing import LiteralString, cast
+from zoneinfo import ZoneInfo
+
+import psycopg
+from psycopg import sql
+
+from cryptostream_dagster.warehouse.connection import Lock
+from cryptostream_dagster.window import Window
+from ingest_services.errors import UserError
+
+_NAME = re.compile(r"(\d{4})_\w+\.sql")
+
+
+def migrations() -> list[tuple[int, str, LiteralString]]:
+    """Return number, name and text of every migration, in order."""
+    folder = files("cryptostream_dagster.warehouse") / "migrations"
+    found = []
+    for file in folder.iterdir():
+        if match := _NAME.fullmatch(file.name):
+            text = cast(LiteralString, file.read_text(encoding="utf-8"))
+            found.append((int(match[1]), file.name, text))
+    return sorted(found)
+
+
+def applied_version(connection: psycopg.Connection) -> int:
+    """Return the number of the newest migration in the database; 0 if there is none."""
+    row = connection.execute("SELECT to_regclass('schema_migration') IS NOT NULL").fetchone()
+    if row == (False,):
+        return 0
+    row = connection.execute("SELECT coalesce(max(version), 0) FROM schema_migration").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def migrate(connection: psycopg.Connection) -> list[str]:
+    """Bring the schema up to date; safe to run twice, and twice at once.
+
+    Args:
+        connection: Outside a transaction; everything happens in one, so a failure leaves nothing behind.
+
+    Returns:
+        Names of the migrations that were applied now.
+
+    Raises:
+        UserError: If the database is newer than this program.
+    """
+    known = migrations()
+    applied = []
+    with connection.transaction():
+        if applied_version(connection) == known[-1][0]:
+            return []
+        connection.execute("SELECT pg_advisory_xact_lock(%s, 0)", (Lock.SCHEMA,))
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_migration "
+            "(version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        version = applied_version(connection)
+        if version > known[-1][0]:
+            raise UserError(
+                f"the database's schema is at version {version}, this program knows {known[-1][0]}: "
+                "it was migrated by a newer one; update this installation"
+            )
+        for number, name, text in known:
+            if number > version:
+                connection.execute(text)
+                connection.execute(
+                    "INSERT INTO schema_migration (version, name) VALUES (%s, %s)", (number, name)
+                )
+                applied.append(name)
+    return applied
+
+
+def claim_database(connection: psycopg.Connection, source: str, time_zone: str) -> None:
+    """Make sure that the database is this lake's: remember whose it is, or compare.
+
+    Raises:
+        UserError: If it holds another source's data, or dates of another time zone.
+    """
+    ours = {"source": source, "time_zone": time_zone}
+    with connection.transaction():
+        found = dict(connection.execute("SELECT key, value FROM meta WHERE key = ANY(%s)", (list(ours),)))
+        if found == ours:
+            return
+        if not found:
+            for item in ours.items():
+                connection.execute(
+                    "INSERT INTO meta (key, value) VALUES (%s, %s) ON CONFLICT DO NOTHING", item
+                )
+            found = dict(connection.execute("SELECT key, value FROM meta WHERE key = ANY(%s)", (list(ours),)))
+    if found != ours:
+        raise UserError(
+            f"the database holds {found}, the lake and the settings say {ours}; simulated and real data never "
+            "share a database: set POSTGRES_DB to another one"
+        )
+
+
+def ensure_partitions(connection: psycopg.Connection, window: Window, zone: ZoneInfo) -> None:
+    """Make the monthly partitions that a window's rows go to, and those of the month after.
+
+    Runs in a transaction of its own, before the one that writes: attaching takes a lock that stops no reader
+    and no writer of the parent, but should be held for a moment only.
+    """
+    days = {"ohlc_5m_ticker": window.event_date(zone), "coverage_5m": window.start.date()}
+    for table, day in days.items():
+        for month in (_month(day), _month(day, 1)):
+            name = f"{table}_{month:%Y_%m}"
+            if _exists(connection, name):
+                continue
+            with connection.transaction():
+                connection.execute("SELECT pg_advisory_xact_lock(%s, 1)", (Lock.SCHEMA,))
+                if _exists(connection, name):
+                    continue
+                names = {"name": sql.Identifier(name), "table": sql.Identifier(table)}
+                connection.execute(
+                    sql.SQL("CREATE TABLE {name} (LIKE {table} INCLUDING DEFAULTS)").format(**names)
+                )
+                connection.execute(
+                    sql.SQL(
+                        "ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({start}) TO ({end})"
+                    ).format(**names, start=sql.Literal(month), end=sql.Literal(_month(month, 1)))
+                )
+
+
+def _month(day: date, later: int = 0) -> date:
+    months = day.year * 12 + day.month - 1 + later
+    return date(months // 12, months % 12 + 1, 1)
+
+
+def _exists(connection: psycopg.Connection, table: str) -> bool:
+    return connection.execute("SELECT to_regclass(%s) IS NOT NULL", (table,)).fetchone() == (True,)
