@@ -231,6 +231,8 @@ class Feed(threading.Thread):
                 continue
             watch.heard(time.monotonic())
             if opcode == ABNF.OPCODE_CLOSE:
+                # Whatever was sent before it has arrived: as good a proof as a pong.
+                self._hand_over(socket.received_ns // 1000, connection, Signal.ALIVE)
                 code = struct.unpack_from("!H", frame.data)[0] if len(frame.data) >= 2 else 1005
                 return f"closed_{code}"
             is_frame = opcode in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT)
