@@ -236,8 +236,8 @@ def test_heartbeats_cover_and_leave_a_hole_at_a_reconnect(
         time.sleep(0.05)
         exchange.send(book("KRW-BTC", now_ms(), 1))
         wait_until(lambda: stats.frames == 3, "the frames")
-        cut_us = time.time_ns() // 1000
         exchange.close()
+        cut_us = time.time_ns() // 1000
         wait_until(lambda: len(exchange.requests) == 2 and exchange.clients == 1, "a second subscription")
         time.sleep(0.05)
         back_us = time.time_ns() // 1000
@@ -274,7 +274,7 @@ def test_a_broker_outage_loses_nothing_that_was_received(exchange: ScriptedExcha
             exchange.send(*(book("KRW-BTC", now_ms(), i) for i in range(400, 500)))
             wait_until(lambda: stats.spool_bytes == 0, "an empty spool")
             records = read_all(broker.bootstrap, "orderbook")
-        kept = [r for r in books(records)]
+        kept = books(records)
         assert sorted(r.value for r in kept) == sorted(exchange.sent[before:])
         # In order on each way, and with the stamps of then.
         during = [r.value for r in kept if r.envelope.received_us < outage_us]
@@ -533,17 +533,17 @@ def test_an_unreachable_market_list_is_one_line(
     monkeypatch.setattr(markets, "TRIES", 1)
     settings = settings_for(exchange, broker.bootstrap, tmp_path)
     exchange.markets = ["BTC-ETH"]
-    with pytest.raises(UserError, match="tickers=ALL-KRW means .*no KRW market among 1"):
+    with pytest.raises(UserError, match=r"tickers=ALL-KRW means .*no KRW market among 1"):
         ProducerService([section(broker.topic(), all_of="KRW")], settings)
     settings.upbit_rest_url = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(UserError, match="UPBIT_REST_URL=.*refused"):
+    with pytest.raises(UserError, match=r"UPBIT_REST_URL=.*refused"):
         ProducerService([section(broker.topic(), all_of="KRW")], settings)
 
 
 def test_an_unwritable_spool_is_one_line(broker: Broker, exchange: ScriptedExchange, tmp_path: Path) -> None:
     settings = settings_for(exchange, broker.bootstrap, tmp_path)
     (tmp_path / "spool").write_text("a file, not a folder")
-    with pytest.raises(UserError, match="SPOOL_DIR=.*spool: cannot be written"):
+    with pytest.raises(UserError, match=r"SPOOL_DIR=.*spool: cannot be written"):
         ProducerService([section(broker.topic(), "KRW-BTC")], settings)
 
 
