@@ -52,9 +52,12 @@ def draw(client: Client, ticker: str, start: Moment | None, end: Moment | None, 
         returnfig=True,
         warn_too_much_data=len(prices) + 1,
     )
+    axes[0].yaxis.set_major_formatter("{x:,.12g}")
     figure.suptitle(
-        f"{name}, 5-minute candles of the mid price (quotes, not trades), {zone}\n"
+        f"{name}, 5-minute candles of the mid price (quotes, not trades)\n"
+        f"{prices.index[0]:%Y-%m-%d %H:%M} to {prices.index[-1]:%Y-%m-%d %H:%M} {zone}, "
         + ("simulated data" if simulated else "source: Upbit"),
+        fontsize=12,
         y=0.97,
     )
     if simulated:

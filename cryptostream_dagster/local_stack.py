@@ -74,6 +74,9 @@ STOP_POSTGRES_WITHIN_S = 1.5
 START_TIMEOUT_S = 60.0
 HISTORY_TIMEOUT_S = 60.0
 LOOK_EVERY_S = 1.0
+# Of a window: no move to a fresh broker outside.
+QUIET_FROM_S = 20.0
+QUIET_TO_S = 200.0
 _TICK_S = 0.1
 
 
@@ -125,10 +128,13 @@ class Stack:
         self._generation = 1
         self._children: dict[str, Child] = {}
         self._errand: Child | None = None
+        self._retiring: Child | None = None
         self._postgres: EmbeddedPostgres | None = None
         self._observer: Observer | None = None
         self._settings: dict[str, str] = {}
         self._looked = 0.0
+        self._measured = 0.0
+        self._broker_mib = 0.0
         self._url: str | None = None
         self._history_books: int | None = None
 
@@ -168,6 +174,8 @@ class Stack:
                 self._start(settings)
                 while not until(self):
                     self._tick()
+                    if self._broker_is_full():
+                        self._move_on()
             except StopRequested:
                 self._say("stopping")
             finally:
@@ -231,7 +239,7 @@ class Stack:
             name,
             broker.broker_command(port),
             environment=broker.broker_environment(),
-            stop_after=self._names("consumer"),
+            stop_after=frozenset({"consumer"}),
             stop_within_s=1.0,
             vital=True,
         )
@@ -253,7 +261,7 @@ class Stack:
                 # Another walk at every start: yesterday's over again would be no news.
                 *("--seed", str(random.randrange(2**31))),  # noqa: S311 - no secret
             ],
-            stop_after=self._names("producer"),
+            stop_after=frozenset({"producer"}),
             stop_within_s=1.0,
         )
 
@@ -325,7 +333,7 @@ class Stack:
         self._launch(
             self._name("consumer"),
             [*_cryptostream("consume", "--all"), "--metrics-port", str(port)],
-            stop_after=self._names("producer"),
+            stop_after=frozenset({"producer"}),
             stop_within_s=6.0,
         )
         self._wait_for(lambda: ports.answers(port), "the consumer")
@@ -344,6 +352,51 @@ class Stack:
         if self._history_books is None or acknowledged is None or heartbeats is None:
             return False
         return acknowledged - heartbeats >= self._history_books
+
+    # Moving on: the embedded broker keeps everything in memory, so now and then a fresh one takes over.
+
+    def _broker_is_full(self) -> bool:
+        now = time.monotonic()
+        if now < self._measured + LOOK_EVERY_S or not is_quiet(time.time()):
+            return False
+        self._measured = now
+        self._broker_mib = self._children[self._name("broker")].resident_bytes / 2**20
+        return self._broker_mib > self.options.broker_limit_mib
+
+    def _move_on(self) -> None:
+        """Carry on with a fresh broker, which is a fresh topic and so a new chain in the lake.
+
+        There is no gap: the new producer listens before the old one stops, and what both of them received is
+        the same book, which counts once. There is no false claim either: the old consumer stops as soon as it
+        has read what the old producer wrote, and this is not begun near the end of a window.
+        """
+        old = {kind: self._children[self._name(kind)] for kind in ("broker", "producer", "consumer")}
+        old_consumer = self._port("consumer")
+        self._say(f"the broker takes {self._broker_mib:,.0f} MiB: moving on to a fresh one")
+        self._generation += 1
+        self._start_broker()
+        self._start_producer()
+        self._wait_for(self._every_section_receives, "frames from the new producer")
+        self._retire(old["producer"])
+        lag = "cryptostream_consumer_lag_records"
+        self._wait_for(lambda: total(fetch_metrics(old_consumer), lag) == 0, "the old broker's last records")
+        self._retire(old["consumer"])
+        self._start_consumer()
+        self._retire(old["broker"])
+        self.state.write_env(self._settings)
+        self._say("moved on")
+
+    def _every_section_receives(self) -> bool:
+        frames = fetch_metrics(self._port("producer")).get("cryptostream_producer_frames_total", [])
+        return bool(frames) and all(count > 0 for _, count in frames)
+
+    def _retire(self, child: Child) -> None:
+        # Not looked after any more, so that its end is no accident; in the list until it has ended.
+        del self._children[child.program.name]
+        self._retiring = child
+        stop_in_order([child], time.monotonic() + STOP_CHILDREN_WITHIN_S)
+        self._retiring = None
+        self._list_children()
 
     # Running
 
@@ -428,18 +481,17 @@ class Stack:
         return {**os.environ, **self._settings}
 
     def _list_children(self) -> None:
-        pids = {name: child.process.pid for name, child in self._children.items()}
-        if self._errand is not None:
-            pids[self._errand.program.name] = self._errand.process.pid
+        pids = {child.program.name: child.process.pid for child in self._all_children()}
         if self._postgres is not None and self._postgres.pid is not None:
             pids["postgres"] = self._postgres.pid
         write_list(self.state.pids, pids)
 
+    def _all_children(self) -> list[Child]:
+        others = [child for child in (self._errand, self._retiring) if child is not None]
+        return [*self._children.values(), *others]
+
     def _name(self, kind: str) -> str:
         return kind if self._generation == 1 else f"{kind}-{self._generation}"
-
-    def _names(self, kind: str) -> frozenset[str]:
-        return frozenset({self._name(kind)})
 
     def _port(self, kind: str) -> int:
         return self.ports[kind if self._generation % 2 else f"{kind}_next"]
@@ -461,8 +513,7 @@ class Stack:
     def _stop_all(self) -> None:
         if self._observer is not None:
             self._observer.close()
-        children = [*self._children.values(), *([self._errand] if self._errand else [])]
-        killed = stop_in_order(children, time.monotonic() + STOP_CHILDREN_WITHIN_S)
+        killed = stop_in_order(self._all_children(), time.monotonic() + STOP_CHILDREN_WITHIN_S)
         if killed:
             self._say(f"had to kill {', '.join(killed)}")
         if self._postgres is not None and (pid := self._postgres.pid) is not None:
@@ -474,6 +525,11 @@ class Stack:
         self._children.clear()
         self._errand = self._postgres = None
         self.state.pids.unlink(missing_ok=True)
+
+
+def is_quiet(now_s: float) -> bool:
+    """Return whether a moment, s since the epoch, is well away from the ends of its window."""
+    return QUIET_FROM_S <= now_s % WINDOW_S <= QUIET_TO_S
 
 
 def _cryptostream(*arguments: str) -> list[str]:

@@ -37,11 +37,11 @@ class Program:
     """What to run and how it wants to be stopped.
 
     Attributes:
-        name: Its name in the status view and of its log.
+        name: Its name in the status view. Several of a kind are told apart by what follows a hyphen.
         command: The command line.
         environment: All of its environment.
         log: File that takes its output, appended.
-        stop_after: Names of programs that must have ended before this one is asked to.
+        stop_after: Kinds of programs that must have ended before this one is asked to.
         stop_within_s: Seconds it gets for that; then its process group is killed.
         whole_group: Whether the request to stop goes to its process group and not to its leader alone.
         vital: Whether the stack is of no use once it died; others are started again.
@@ -55,6 +55,11 @@ class Program:
     stop_within_s: float = 4.0
     whole_group: bool = False
     vital: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The name without its number."""
+        return self.name.partition("-")[0]
 
 
 @dataclass
@@ -88,6 +93,14 @@ class Child:
     def alive(self) -> bool:
         """Whether its process runs."""
         return self.process.poll() is None
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that its process takes now; 0 if it does not run."""
+        try:
+            return int(psutil.Process(self.process.pid).memory_info().rss)
+        except psutil.NoSuchProcess:
+            return 0
 
     def died(self) -> float:
         """Note that it died unasked; return the seconds to wait before it is started again."""
@@ -146,7 +159,8 @@ def stop_in_order(children: Iterable[Child], deadline: float) -> list[str]:
     while waiting:
         now = time.monotonic()
         for name, child in list(waiting.items()):
-            if child.alive and name not in asked and not child.program.stop_after & waiting.keys():
+            kinds = {other.program.kind for other in waiting.values()}
+            if child.alive and name not in asked and not child.program.stop_after & kinds:
                 child.ask_to_stop()
                 asked[name] = now
             overdue = now >= deadline or now >= asked.get(name, now) + child.program.stop_within_s
