@@ -8,10 +8,10 @@ from typing import LiteralString, cast
 
 
 @cache
-def load_sql(package: str, name: str) -> LiteralString:
-    """Return `<package>/sql/<name>.sql`.
+def load_sql(package: str, name: str, folder: str = "sql") -> LiteralString:
+    """Return `<package>/<folder>/<name>.sql`.
 
     The file is part of the program, hence a `LiteralString`: it holds no value from outside.
     """
-    text = (files(package) / "sql" / f"{name}.sql").read_text(encoding="utf-8")
+    text = (files(package) / folder / f"{name}.sql").read_text(encoding="utf-8")
     return cast(LiteralString, text)

@@ -1,0 +1,75 @@
+"""`orderbook_parquet`: the books of a sealed window as typed columns, one object per ticker."""
+
+from typing import Any
+
+from dagster import (
+    AssetExecutionContext,
+    AssetsDefinition,
+    MaterializeResult,
+    ResourceParam,
+    TimeWindowPartitionsDefinition,
+    asset,
+)
+
+from cryptostream_dagster.assets.shell import (
+    BACKFILL_POLICY,
+    GROUP,
+    OWNERS,
+    Report,
+    build_windows,
+    explained,
+    table_schema,
+)
+from cryptostream_dagster.resources import Platform
+from cryptostream_dagster.settings import PipelineSettings
+from cryptostream_dagster.transforms.schema import book_columns
+from cryptostream_dagster.window import Window
+
+DESCRIPTION = """Each book of a window once, flat, in a total order: one Parquet object per ticker and window.
+
+Padding is NULL, duplicates (redundant producers, reconnects) are removed and counted, lines that do not fit the
+schema are rejected and counted: sealed rows = written + duplicates + rejected. An object's metadata tells its
+version and the commits that it came from.
+"""
+
+
+def orderbook_parquet(
+    partitions: TimeWindowPartitionsDefinition, settings: PipelineSettings, raw: AssetsDefinition
+) -> AssetsDefinition:
+    """Return the asset."""
+
+    @asset(
+        name="orderbook_parquet",
+        deps=[raw],
+        partitions_def=partitions,
+        backfill_policy=BACKFILL_POLICY,
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"duckdb", "parquet"},
+        description=DESCRIPTION,
+        metadata={"dagster/column_schema": table_schema(book_columns(settings.depth))},
+    )
+    def build(context: AssetExecutionContext, platform: ResourceParam[Platform]) -> MaterializeResult[Any]:
+        with explained("Postgres"), platform.connect() as connection:
+
+            def write(window: Window) -> Report:
+                from cryptostream_dagster.steps import parquet_step
+
+                built = parquet_step(connection, window, platform.settings)
+                metadata = {
+                    "dagster/row_count": sum(books.rows for books in built.tickers),
+                    "sealed_rows": sum(books.sealed_rows for books in built.tickers),
+                    "duplicates": sum(books.duplicates for books in built.tickers),
+                    "rejected": sum(books.rejected for books in built.tickers),
+                    "objects": sum(bool(books.path) for books in built.tickers),
+                    "bytes": sum(books.bytes for books in built.tickers),
+                    "unchanged": not built.written,
+                    "version": built.version,
+                    "digest": built.digest,
+                    "parquet_url": platform.settings.parquet_url,
+                }
+                return Report(built.digest, metadata)
+
+            return build_windows(context, partitions, write)
+
+    return build

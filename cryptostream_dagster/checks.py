@@ -1,0 +1,104 @@
+"""Asset checks, one per question in `warehouse/checks/*.sql`: how many things of a window are wrong?"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckExecutionContext,
+    AssetCheckResult,
+    AssetChecksDefinition,
+    AssetCheckSeverity,
+    AssetKey,
+    ResourceParam,
+    TimeWindowPartitionsDefinition,
+    asset_check,
+)
+
+from cryptostream_dagster.assets.shell import explained
+from cryptostream_dagster.partitions import window_of
+from cryptostream_dagster.resources import Platform
+from cryptostream_dagster.sql import load_sql
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A check: its file, the asset that it is about, and what it means to people.
+
+    Attributes:
+        name: Of the check and of its `.sql` file, which returns `violations` and `detail`.
+        asset: The asset.
+        description: What must hold.
+        severity: How bad a violation is.
+    """
+
+    name: str
+    asset: str
+    description: str
+    severity: AssetCheckSeverity = AssetCheckSeverity.ERROR
+
+
+QUESTIONS = (
+    Question(
+        "offsets_contiguous",
+        "raw_orderbook",
+        "The sealed commits follow each other without a hole, and the broker had every offset.",
+        AssetCheckSeverity.WARN,
+    ),
+    Question("rows_add_up", "orderbook_parquet", "Sealed rows = written + duplicates + rejected."),
+    Question("prices_in_order", "ohlc_5m_ticker", "low ≤ open, close ≤ high."),
+    Question("books_have_candles", "ohlc_5m_ticker", "A ticker has a candle exactly if it has a book."),
+)
+
+
+def build_checks(partitions: TimeWindowPartitionsDefinition) -> list[AssetChecksDefinition]:
+    """Return all checks."""
+    return [_build_check(question, partitions) for question in QUESTIONS]
+
+
+def _build_check(question: Question, partitions: TimeWindowPartitionsDefinition) -> AssetChecksDefinition:
+    @asset_check(
+        asset=question.asset,
+        name=question.name,
+        description=question.description,
+        partitions_def=partitions,
+    )
+    def check(context: AssetCheckExecutionContext, platform: ResourceParam[Platform]) -> AssetCheckResult:
+        keys = list(context.op_execution_context.partition_keys)
+        results = {}
+        with explained("Postgres"), platform.connect() as connection:
+            for key in keys:
+                start = window_of(partitions, key).start
+                query = load_sql("cryptostream_dagster.warehouse", question.name, "checks")
+                row = connection.execute(query, {"start": start}).fetchone()
+                results[key] = (0, None) if row is None else row
+        if len(keys) > 1:
+            # Dagster would record the run's one result without a partition: tell it of each.
+            for key, (violations, detail) in results.items():
+                context.instance.report_runless_asset_event(
+                    AssetCheckEvaluation(
+                        asset_key=AssetKey(question.asset),
+                        check_name=question.name,
+                        passed=violations == 0,
+                        metadata=_metadata(violations, detail),
+                        severity=question.severity,
+                        partition=key,
+                    )
+                )
+        bad = {key: detail for key, (violations, detail) in results.items() if violations}
+        return AssetCheckResult(
+            passed=not bad,
+            severity=question.severity,
+            metadata=_metadata(
+                sum(violations for violations, _ in results.values()),
+                "; ".join(
+                    f"{key}: {detail}" if len(keys) > 1 else str(detail) for key, detail in bad.items()
+                ),
+            ),
+        )
+
+    return check
+
+
+def _metadata(violations: int, detail: str | None) -> dict[str, Any]:
+    return {"violations": violations, **({"detail": detail} if detail else {})}

@@ -1,0 +1,68 @@
+"""The code location: assets, checks, job, schedule, sensor and the resource, composed in one place.
+
+`build_defs` is what tests and tools compose; `defs` is what `dagster dev` loads, with the settings of the
+environment. Loading needs no service and no setting; what a run will miss is said at once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from dagster import BetaWarning, Definitions, PreviewWarning, get_dagster_logger, in_process_executor
+
+from cryptostream_dagster.assets.ohlc_5m_ticker import ohlc_5m_ticker
+from cryptostream_dagster.assets.orderbook_parquet import orderbook_parquet
+from cryptostream_dagster.assets.raw_orderbook import raw_orderbook
+from cryptostream_dagster.checks import build_checks
+from cryptostream_dagster.jobs import build_job
+from cryptostream_dagster.partitions import window_partitions
+from cryptostream_dagster.resources import Platform
+from cryptostream_dagster.schedules import build_schedule
+from cryptostream_dagster.sensors import build_sensor
+from cryptostream_dagster.settings import PipelineSettings
+from ingest_services.settings import load_settings
+
+
+def build_defs(overrides: PipelineSettings | None = None, **resources: Any) -> Definitions:
+    """Compose the definitions.
+
+    Args:
+        overrides: Settings to use instead of the environment's.
+        **resources: Resources to use instead of our own, by name.
+
+    Raises:
+        UserError: If a setting is malformed.
+    """
+    with warnings.catch_warnings():
+        # We know which parts of Dagster are young; nobody who starts it needs to read of it each time.
+        for category in (BetaWarning, PreviewWarning):
+            warnings.simplefilter("ignore", category)
+        return _compose(overrides or load_settings(PipelineSettings), resources)
+
+
+def _compose(settings: PipelineSettings, resources: Mapping[str, Any]) -> Definitions:
+    partitions = window_partitions(settings)
+    raw = raw_orderbook(partitions)
+    parquet = orderbook_parquet(partitions, settings, raw)
+    job = build_job(partitions)
+    return Definitions(
+        assets=[raw, parquet, ohlc_5m_ticker(partitions, parquet)],
+        asset_checks=build_checks(partitions),
+        jobs=[job],
+        schedules=[build_schedule(job, partitions, settings)],
+        sensors=[build_sensor(job, partitions, settings)],
+        resources={"platform": Platform(settings), **resources},
+        executor=in_process_executor,
+    )
+
+
+def _load() -> Definitions:
+    settings = load_settings(PipelineSettings)
+    if settings.missing:
+        get_dagster_logger("cryptostream").warning(settings.missing)
+    return build_defs(settings)
+
+
+defs = _load()

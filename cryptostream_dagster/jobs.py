@@ -1,0 +1,45 @@
+"""The one job: raw_orderbook, orderbook_parquet and ohlc_5m_ticker of a window, or of a range of windows."""
+
+from __future__ import annotations
+
+from dagster import AssetSelection, RunRequest, TimeWindowPartitionsDefinition, define_asset_job
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from cryptostream_dagster.assets.shell import GROUP
+
+JOB = "build_windows"
+
+KIND_TAG = "cryptostream/kind"
+LIVE = "live"
+RECONCILE = "reconcile"
+PRIORITY = {LIVE: 10, RECONCILE: 0}
+
+# Dagster's own tags of a run over a range of partitions; it has no public names for them.
+RANGE_START_TAG = "dagster/asset_partition_range_start"
+RANGE_END_TAG = "dagster/asset_partition_range_end"
+PARTITION_TAG = "dagster/partition"
+
+
+def build_job(partitions: TimeWindowPartitionsDefinition) -> UnresolvedAssetJobDefinition:
+    """Return the job."""
+    return define_asset_job(
+        JOB,
+        selection=AssetSelection.groups(GROUP),
+        partitions_def=partitions,
+        description="A window from the raw lake to candles; the schedule's and the sensor's job.",
+    )
+
+
+def request_run(kind: str, run_key: str, first: str, last: str) -> RunRequest:
+    """Return the request for a run.
+
+    Args:
+        kind: `LIVE` or `RECONCILE`: where the run stands in the queue.
+        run_key: Dagster launches a key once.
+        first: Partition key of the first window.
+        last: Partition key of the last window; a run of more than one is a ranged run.
+    """
+    tags = {KIND_TAG: kind, "dagster/priority": str(PRIORITY[kind])}
+    if first == last:
+        return RunRequest(run_key, partition_key=first, tags=tags)
+    return RunRequest(run_key, tags={**tags, RANGE_START_TAG: first, RANGE_END_TAG: last})
