@@ -1,8 +1,8 @@
 """Broker to committed objects, against the seed's way, in one run.
 
 The seed's consumer: poll, `json.loads` each message, group by ticker and minute, `json.dumps`, write one file
-per group and poll. Ours runs as a process of its own, the way it is deployed. Both read the same topic from the
-same embedded broker and write to the same disk.
+per group and poll. Ours runs as a process of its own, the way it is deployed. Both read the same topic from
+the same embedded broker and write to the same disk.
 """
 
 from __future__ import annotations

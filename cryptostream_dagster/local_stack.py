@@ -302,7 +302,6 @@ class Stack:
         self._launch(
             "daemon",
             [sys.executable, "-m", "dagster._daemon", "run", "-w", str(workspace)],
-            stop_within_s=2.0,
             whole_group=True,
         )
         self._launch(
@@ -311,7 +310,6 @@ class Stack:
                 *(sys.executable, "-m", "dagster_webserver", "-h", LOOPBACK),
                 *("-p", str(self.ports["dagster"]), "-w", str(workspace)),
             ],
-            stop_within_s=2.0,
             whole_group=True,
         )
 
@@ -547,6 +545,8 @@ def _instance(postgres: EmbeddedPostgres) -> dict[str, Any]:
                     "username": postgres.user,
                     "password": postgres.password,
                     "db_name": DAGSTER_DATABASE,
+                    # SQLAlchemy 2.1 would take psycopg 3, of which dagster-postgres' NOTIFY is a syntax error.
+                    "scheme": "postgresql+psycopg2",
                 }
             }
         },

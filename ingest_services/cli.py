@@ -18,6 +18,7 @@ def build_app() -> typer.Typer:
     """Return the command line with the commands of every package that is installed whole."""
     app = typer.Typer(
         no_args_is_help=True,
+        add_completion=False,
         pretty_exceptions_enable=False,
         help="Upbit order books: every frame kept for ever, and turned into research-grade tables.",
     )

@@ -73,9 +73,8 @@ def test_a_recording_through_the_whole_pipe_gives_the_candles_of_plain_python(
         wait_for(lambda: committed() >= len(books), "every recorded book to be committed", 90)
 
     frames = sorted(json.loads(line)["frame"].encode() for line in RECORDING.read_text().splitlines())
-    in_lake = [
-        value for value in read_partition(lake.root, 1, 0).records.values() if value and b'"obu"' in value
-    ]
+    values = read_partition(lake.root, 1, 0).records.values()
+    in_lake = [value for value in values if value and b'"obu"' in value]
     assert sorted(in_lake) == frames, "byte for byte"
 
     expected = reference_candles(books)
@@ -84,9 +83,8 @@ def test_a_recording_through_the_whole_pipe_gives_the_candles_of_plain_python(
     pipe.build(monkeypatch, windows)
     with connect(database.dsn) as connection:
         rows = connection.execute(
-    values = read_partition(lake.root, 1, 0).records.values()
-    in_lake = [value for value in values if value and b'"obu"' in value]
-            "FROM ohlc_5m_ticker"
+            "SELECT ticker, event_time, open_price, high_price, low_price, close_price, book_count,"
+            " coverage_ratio FROM ohlc_5m_ticker"
         ).fetchall()
     found = {(row[0], int(row[1].timestamp() * 1000)): tuple(row[2:7]) for row in rows}
     assert found == expected
