@@ -83,7 +83,7 @@ class Truth:
     def add(self, book: Publication) -> None:
         """Count a published book."""
         ask, bid = book.best_ask, book.best_bid
-        mid = (ask + bid) / 2 if ask is not None and bid is not None and bid < ask else None
+        mid = (ask + bid) / 2 if ask is not None and bid is not None and bid <= ask else None
         tms = book.tms
         windows = self._candles.setdefault(book.market, {})
         start = window_start(tms)
