@@ -53,7 +53,9 @@ from ingest_services.upbit.markets import ticker_of
 
 WINDOW_S = 300
 DAGSTER_DATABASE = "dagster"
-SENSOR_INTERVAL_S = 5
+# Quick reactions: on one machine there is nobody whose load they would be.
+SENSOR_INTERVAL_S = 2
+SETTLE_S = 2
 
 USUAL_PORTS = {
     "dagster": 3000,
@@ -210,6 +212,7 @@ class Stack:
             "CONSUMER_CONF": str(state.consumer_conf),
             "PARTITIONS_START": memory.partitions_start,
             "SENSOR_INTERVAL_S": str(SENSOR_INTERVAL_S),
+            "SETTLE_S": str(SETTLE_S),
             "DAGSTER_HOME": str(state.dagster),
         }
         self._start_broker()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import psycopg
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from cryptostream_dagster.local.ports import LOOPBACK
@@ -202,9 +202,11 @@ def _show_logs(console: Console, folder: Path) -> None:
 
 def _tell(console: Console, progress: _Progress, differences: list[Difference], zone: ZoneInfo) -> None:
     wrong = {difference.key for difference in differences}
-    table = Table(title="5-minute candles, mid price (SIMULATED DATA)", title_justify="left")
-    for column in ("window", "ticker", "open", "high", "low", "close", "books", "= truth"):
-        table.add_column(column, justify="left" if column in ("window", "ticker") else "right")
+    title = "5-minute candles, mid price (SIMULATED DATA)"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("window", "ticker", "open", "high", "low", "close", "books", "true"):
+        side: JustifyMethod = "left" if column in ("window", "ticker") else "right"
+        table.add_column(column, justify=side, no_wrap=True)
     for key in sorted(progress.built.keys() | wrong):
         prices = progress.built.get(key)
         start = datetime.fromtimestamp(key.window_ms / 1000, zone)
