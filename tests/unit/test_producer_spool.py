@@ -1,0 +1,354 @@
+"""The spool gives back what was put in, in order, whatever happens to the process or the file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest_services.errors import UserError
+from ingest_services.producer import spool as spool_module
+from ingest_services.producer.outgoing import Outgoing
+from ingest_services.producer.spool import MAGIC, Spool, Spooled, SpoolFull, read_segment
+
+payloads = st.lists(st.binary(min_size=1, max_size=60), max_size=30)
+
+
+def drain(spool: Spool, *, acknowledge: bool = True) -> list[bytes]:
+    found: list[Spooled] = []
+    while (spooled := spool.read()) is not None:
+        found.append(spooled)
+    if acknowledge:
+        for spooled in found:
+            spool.acknowledge(spooled)
+    return [spooled.payload for spooled in found]
+
+
+def files(root: Path) -> list[Path]:
+    return sorted(root.rglob("*.spool"))
+
+
+def die(spool: Spool) -> None:
+    """What SIGKILL does: descriptors are closed, nothing is written."""
+    for folder in [spool._own, *spool._folders]:
+        os.close(folder.lock)
+    if spool._writing is not None:
+        os.close(spool._writing)
+
+
+@given(payloads, st.integers(30, 300))
+def test_records_come_back_in_order_and_leave_nothing(records: list[bytes], segment_bytes: int) -> None:
+    with TemporaryDirectory() as folder:
+        spool = Spool(Path(folder), "s", segment_bytes=segment_bytes)
+        for record in records:
+            spool.append(record)
+        spool.close_segment()
+        assert spool.pending is bool(records)
+        assert drain(spool) == records
+        assert spool.bytes == 0
+        assert files(Path(folder)) == []
+        spool.close()
+        assert [path.name for path in Path(folder, "s").iterdir()] == ["lock"]
+
+
+@given(payloads, st.data())
+def test_a_file_cut_off_anywhere_gives_every_whole_record(records: list[bytes], data: st.DataObject) -> None:
+    with TemporaryDirectory() as folder:
+        spool = Spool(Path(folder), "s")
+        ends = [len(MAGIC)]
+        for record in records:
+            spool.append(record)
+            ends.append(ends[-1] + 8 + len(record))
+        die(spool)
+        for path in files(Path(folder)):
+            cut = data.draw(st.integers(0, ends[-1]))
+            os.truncate(path, cut)
+            whole = sum(1 for end in ends[1:] if end <= cut)
+            after = Spool(Path(folder), "s")
+            assert drain(after) == records[:whole]
+            assert after.bytes == 0
+            assert after.damaged_bytes == (cut - ends[whole] if cut >= len(MAGIC) else cut)
+            after.close()
+
+
+@given(st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=30), st.data())
+def test_a_flipped_byte_never_gives_a_wrong_record(records: list[bytes], data: st.DataObject) -> None:
+    with TemporaryDirectory() as folder:
+        spool = Spool(Path(folder), "s")
+        for record in records:
+            spool.append(record)
+        spool.close_segment()
+        content = bytearray(files(Path(folder))[0].read_bytes())
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+        found, damaged = read_segment(bytes(content))
+        assert damaged > 0
+        left = list(records)
+        for record, _ in found:
+            left = left[left.index(record) + 1 :]
+        die(spool)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_can_be_read(content: bytes) -> None:
+    for data in (content, MAGIC + content):
+        records, damaged = read_segment(data)
+        assert sum(8 + len(record) for record, _ in records) + damaged <= len(data)
+
+
+def test_a_tail_of_zeros_ends_a_segment(tmp_path: Path) -> None:
+    # What a power cut leaves on some file systems: the length is there, the bytes are not.
+    spool = Spool(tmp_path, "s")
+    spool.append(b"kept")
+    die(spool)
+    with files(tmp_path)[0].open("ab") as file:
+        file.write(bytes(4096))
+    assert drain(Spool(tmp_path, "s")) == [b"kept"]
+
+
+def test_a_dead_process_s_folder_is_adopted_and_a_living_one_s_is_not(tmp_path: Path) -> None:
+    first = Spool(tmp_path, "s")
+    first.append(b"of the first")
+    second = Spool(tmp_path, "s")
+    assert drain(second) == []
+    die(first)
+    assert second.adopt() > 0
+    second.append(b"of the second")
+    second.close_segment()
+    assert drain(second) == [b"of the first", b"of the second"]
+    assert files(tmp_path) == []
+    second.close()
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["lock"]
+
+
+def test_sections_do_not_touch_each_other_s_spools(tmp_path: Path) -> None:
+    one = Spool(tmp_path, "../one/section")
+    one.append(b"x")
+    die(one)
+    assert drain(Spool(tmp_path, "other")) == []
+    assert drain(Spool(tmp_path, "../one/section")) == [b"x"]
+    assert all(tmp_path in path.parents for path in tmp_path.rglob("*"))
+
+
+@given(st.integers(0, 20))
+def test_a_clean_stop_remembers_what_kafka_has(acknowledged: int) -> None:
+    records = [bytes([i]) for i in range(20)]
+    with TemporaryDirectory() as folder:
+        spool = Spool(Path(folder), "s", segment_bytes=70)
+        for record in records:
+            spool.append(record)
+        spool.close_segment()
+        read = [spool.read() for _ in records]
+        for spooled in read[:acknowledged]:
+            assert spooled is not None
+            spool.acknowledge(spooled)
+        spool.close()
+        assert drain(Spool(Path(folder), "s")) == records[acknowledged:]
+
+
+@given(st.integers(0, 20))
+def test_a_rewind_begins_at_the_first_record_that_kafka_has_not(acknowledged: int) -> None:
+    records = [bytes([i]) for i in range(20)]
+    with TemporaryDirectory() as folder:
+        spool = Spool(Path(folder), "s", segment_bytes=70)
+        for record in records:
+            spool.append(record)
+        spool.close_segment()
+        read = [spool.read() for _ in records]
+        for spooled in read[:acknowledged]:
+            assert spooled is not None
+            spool.acknowledge(spooled)
+        spool.rewind()
+        assert drain(spool) == records[acknowledged:]
+        assert spool.bytes == 0
+        spool.close()
+
+
+def test_a_copy_is_delivered_in_its_place_only_if_it_is_released(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "s")
+    kept = spool.write_apart([b"a", b"b", b"c"])
+    spool.append(b"d")
+    spool.close_segment()
+    assert kept is not None
+    spool.release(kept, 2)
+    assert drain(spool) == [b"c", b"d"]
+    dropped = spool.write_apart([b"x"])
+    assert dropped is not None
+    assert drain(spool) == []
+    spool.drop(dropped)
+    assert spool.bytes == 0
+    spool.close()
+
+
+def test_a_copy_survives_the_process(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "s")
+    assert spool.write_apart([b"a", b"b"]) is not None
+    die(spool)
+    assert drain(Spool(tmp_path, "s")) == [b"a", b"b"]
+
+
+def test_a_full_spool_refuses_and_takes_again_when_there_is_room(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "s", limit_bytes=300)
+    kept = (300 - 2 * len(MAGIC)) // 58
+    for _ in range(kept):
+        spool.append(b"x" * 50)
+    with pytest.raises(SpoolFull, match="300 bytes"):
+        spool.append(b"x" * 50)
+    assert spool.bytes <= 300
+    assert spool.write_apart([b"y" * 100]) is None
+    spool.close_segment()
+    assert len(drain(spool)) == kept
+    spool.append(b"room again")
+    spool.close()
+
+
+def test_a_disk_that_refuses_loses_one_record_and_spoils_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path, "s")
+    spool.append(b"before")
+    whole_write = os.write
+
+    def short_write(descriptor: int, data: bytes) -> int:
+        return whole_write(descriptor, data[:3])
+
+    monkeypatch.setattr(spool_module.os, "write", short_write)
+    with pytest.raises(SpoolFull, match="only 3 of"):
+        spool.append(b"lost")
+    monkeypatch.undo()
+    spool.append(b"after")
+    spool.close_segment()
+    assert drain(spool) == [b"before", b"after"]
+    assert spool.damaged_bytes == 0
+    spool.close()
+
+
+def test_a_disk_that_takes_no_new_file_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path, "s")
+
+    def no_space(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(spool_module.os, "write", no_space)
+    for _ in range(3):
+        with pytest.raises(SpoolFull, match="No space left"):
+            spool.append(b"lost")
+    assert spool.bytes == 0
+    assert files(tmp_path) == []
+    monkeypatch.undo()
+    spool.append(b"after")
+    spool.close_segment()
+    assert drain(spool) == [b"after"]
+    spool.close()
+
+
+def test_an_unreadable_segment_is_left_for_a_person(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "s")
+    spool.append(b"a")
+    spool.close_segment()
+    files(tmp_path)[0].unlink()
+    spool.append(b"b")
+    spool.close_segment()
+    assert drain(spool) == [b"b"]
+    spool.close()
+
+
+def test_a_spool_that_cannot_be_made_names_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="SPOOL_DIR="):
+        Spool(tmp_path / "file", "s")
+
+
+@settings(max_examples=300)
+@given(
+    st.integers(0, 2**63 - 1),
+    st.binary(max_size=40),
+    st.lists(st.tuples(st.text("abcdefgh_", min_size=1, max_size=20), st.binary(max_size=100)), max_size=6),
+    st.binary(max_size=4000),
+)
+def test_a_record_survives_packing(
+    received_us: int, key: bytes, headers: list[tuple[str, bytes]], value: bytes
+) -> None:
+    record = Outgoing(received_us, key, headers, value)
+    assert Outgoing.unpack(record.pack()) == record
+
+
+class SpoolUnderTest:
+    """A spool, and what was put in, is on its way, and was delivered."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.spool = Spool(root, "s", segment_bytes=120)
+        self.put: list[bytes] = []
+        self.got: list[bytes] = []
+        self.on_the_way: list[Spooled] = []
+        self.killed = False
+
+    def append(self, content: bytes) -> None:
+        record = len(self.put).to_bytes(4, "big") + content
+        self.spool.append(record)
+        self.put.append(record)
+
+    def close(self) -> None:
+        self.spool.close_segment()
+
+    def read(self) -> None:
+        spooled = self.spool.read()
+        if spooled is not None:
+            self.on_the_way.append(spooled)
+
+    def acknowledge(self) -> None:
+        if self.on_the_way:
+            first = self.on_the_way.pop(0)
+            self.spool.acknowledge(first)
+            self.got.append(first.payload)
+
+    def cursors(self) -> None:
+        self.spool.save_cursors()
+
+    def rewind(self) -> None:
+        self.spool.rewind()
+        self.on_the_way.clear()
+
+    def die(self) -> None:
+        die(self.spool)
+        self.killed = True
+        self._begin_again()
+
+    def stop(self) -> None:
+        self.spool.close()
+        self._begin_again()
+
+    def _begin_again(self) -> None:
+        self.spool = Spool(self.root, "s", segment_bytes=120)
+        self.on_the_way.clear()
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(min_size=1, max_size=40),
+            st.sampled_from(["close", "read", "acknowledge", "rewind", "die", "stop", "cursors"]),
+        ),
+        max_size=60,
+    )
+)
+def test_whatever_the_order_of_events_nothing_is_lost_and_order_is_kept(events: list[bytes | str]) -> None:
+    with TemporaryDirectory() as folder:
+        run = SpoolUnderTest(Path(folder))
+        for event in events:
+            if isinstance(event, bytes):
+                run.append(event)
+            else:
+                getattr(run, event)()
+        run.close()
+        run.rewind()
+        run.got += drain(run.spool)
+        # A kill may deliver again what no cursor remembers; nothing else may.
+        assert (list(dict.fromkeys(run.got)) if run.killed else run.got) == run.put
+        assert run.spool.bytes == 0
+        run.spool.close()
+        assert files(run.root) == []
