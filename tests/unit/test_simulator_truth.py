@@ -38,7 +38,7 @@ def test_candles_equal_a_plain_recomputation_in_fractions(
             for offset, ask, bid in sorted(told, key=lambda b: b[0])
             if ask is not None
             and bid is not None
-            and bid < ask
+            and bid <= ask
             and start <= START + offset < start + window_s * 1000
         ]
         if mids:
@@ -65,11 +65,17 @@ def test_books_without_a_mid_are_excluded_and_counted() -> None:
     truth.add(book(START, Decimal(2), None))
     assert not list(truth.candles())
     truth.add(book(START + 1, Decimal(2), Decimal(3)))
-    truth.add(book(START + 2, Decimal(3), Decimal(3)))
-    truth.add(book(START + 3, Decimal("3.5"), Decimal(3)))
+    truth.add(book(START + 2, Decimal("3.5"), Decimal(3)))
     (candle,) = truth.candles()
-    assert (candle["book_count"], candle["excluded_count"], candle["open"]) == (1, 3, "3.25")
-    assert candle["first_book_ms"] == START + 3
+    assert (candle["book_count"], candle["excluded_count"], candle["open"]) == (1, 2, "3.25")
+    assert candle["first_book_ms"] == START + 2
+
+
+def test_a_locked_book_has_a_mid() -> None:
+    truth = Truth()
+    truth.add(book(START, Decimal(3), Decimal(3)))
+    (candle,) = truth.candles()
+    assert (candle["book_count"], candle["open"]) == (1, "3")
 
 
 def test_a_market_can_be_forgotten_alone() -> None:
