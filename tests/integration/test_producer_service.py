@@ -237,19 +237,28 @@ def test_heartbeats_cover_and_leave_a_hole_at_a_reconnect(
         exchange.send(book("KRW-BTC", now_ms(), 1))
         wait_until(lambda: stats.frames == 3, "the frames")
         exchange.close()
-        cut_us = time.time_ns() // 1000
         wait_until(lambda: len(exchange.requests) == 2 and exchange.clients == 1, "a second subscription")
         time.sleep(0.05)
-        back_us = time.time_ns() // 1000
         exchange.send(book("KRW-BTC", now_ms(), 2))
         wait_until(lambda: stats.frames == 6, "the frames after the cut")
-    told = heartbeats(read_all(broker.bootstrap, topic))
+    records = read_all(broker.bootstrap, topic)
+    told = heartbeats(records)
     assert {h.section for h in told} == {"upbit_producer1"}
     assert {h.subscribed for h in told} == {("BTC", "XXX")}
-    spans = [(c.from_us, c.to_us) for h in told for c in h.covered if "BTC" in c.tickers]
-    assert any(to_us <= cut_us for _, to_us in spans)
-    assert any(from_us >= cut_us and to_us >= back_us for from_us, to_us in spans)
-    assert not any(from_us < cut_us < to_us for from_us, to_us in spans)
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for heartbeat in told:
+        spans.setdefault(heartbeat.connection, []).extend(
+            (c.from_us, c.to_us) for c in heartbeat.covered if "BTC" in c.tickers
+        )
+    (first, first_spans), (second, second_spans) = sorted(spans.items())
+    received: dict[str, list[int]] = {first: [], second: []}
+    for record in books(records):
+        received[record.envelope.connection].append(record.envelope.received_us)
+    for connection, claimed in ((first, first_spans), (second, second_spans)):
+        assert min(claimed)[0] == received[connection][0]
+        assert max(claimed)[1] >= received[connection][-1]
+    # Half the shortest delay between two connections, at least, is nobody's.
+    assert second_spans[0][0] - max(first_spans)[1] > 60_000
 
 
 def test_a_broker_outage_loses_nothing_that_was_received(exchange: ScriptedExchange, tmp_path: Path) -> None:
@@ -292,6 +301,32 @@ def test_a_broker_outage_loses_nothing_that_was_received(exchange: ScriptedExcha
                 assert all(
                     offsets[r.value] < record.offset for r in vouched if r.envelope.received_us >= from_us
                 )
+
+
+@pytest.mark.parametrize("seconds", [2.5, 11.5])
+def test_a_broker_that_hangs_delays_and_duplicates_nothing(
+    exchange: ScriptedExchange, tmp_path: Path, seconds: float
+) -> None:
+    # The longer one is past the client's request timeout: it sends the same batch again.
+    with running_broker() as broker:
+        create_topics(broker.bootstrap, {"orderbook": 1})
+        settings = settings_for(exchange, broker.bootstrap, tmp_path)
+        with producing([section("orderbook", "KRW-BTC")], settings) as running:
+            stats = running.stats[0]
+            wait_until(lambda: exchange.clients == 1, "a subscription")
+            exchange.send(*(book("KRW-BTC", now_ms(), i) for i in range(50)))
+            broker.process.send_signal(signal.SIGSTOP)
+            try:
+                for i in range(50, 250):
+                    exchange.send(book("KRW-BTC", now_ms(), i))
+                    time.sleep(seconds / 200)
+                assert stats.spooling
+                assert stats.frames >= 200
+            finally:
+                broker.process.send_signal(signal.SIGCONT)
+            wait_until(lambda: not stats.spooling and stats.spool_bytes == 0, "recovery", 30)
+        kept = [r.value for r in books(read_all(broker.bootstrap, "orderbook"))]
+    assert kept == exchange.sent
 
 
 def test_a_full_spool_loses_in_the_open(
