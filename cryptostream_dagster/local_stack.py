@@ -548,7 +548,7 @@ def _instance(postgres: EmbeddedPostgres) -> dict[str, Any]:
                     "username": postgres.user,
                     "password": postgres.password,
                     "db_name": DAGSTER_DATABASE,
-                    # SQLAlchemy 2.1 would take psycopg 3, of which dagster-postgres' NOTIFY is a syntax error.
+                    # SQLAlchemy 2.1's own choice, psycopg 3, cannot send dagster-postgres' NOTIFY.
                     "scheme": "postgresql+psycopg2",
                 }
             }
