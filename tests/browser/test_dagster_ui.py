@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
@@ -44,20 +45,28 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
+def first_window(stack: LocalStack) -> str:
+    """The partition key of the first window, once all of the history is built."""
+    with Client.from_state(stack.state) as client:
+        until(lambda: len(client.candles("BTC")) >= 6, 60, stack.said)
+        return f"{client.candles('BTC').index[0]:%Y-%m-%dT%H:%M%z}"
+
+
 def test_the_asset_graph_shows_the_way_from_books_to_candles(
     local_stack: LocalStack, page: Page, pictures: Path
 ) -> None:
+    first_window(local_stack)
     page.goto(f"{local_stack.url()}/asset-groups")
     for asset in ASSETS:
         expect(page.get_by_text(asset, exact=True).first).to_be_visible()
+    # A node begins with how many of its partitions are built.
+    expect(page.get_by_text("Loading")).to_have_count(0)
     page.screenshot(path=pictures / "asset-graph.png")
 
 
 def test_a_built_window_shows_its_metadata(local_stack: LocalStack, page: Page, pictures: Path) -> None:
-    with Client.from_state(local_stack.state) as client:
-        until(lambda: len(client.candles("BTC")) >= 3, 60, local_stack.said)
-        start = client.candles("BTC").index[0]
-    key = f"{start:%Y-%m-%dT%H:%M%z}".replace("+", "%2B")
+    key = quote(first_window(local_stack))
     page.goto(f"{local_stack.url()}/assets/ohlc_5m_ticker?view=partitions&partition={key}")
     expect(page.get_by_text("Materialized", exact=True).first).to_be_visible()
+    expect(page.get_by_text("busiest_tickers")).to_be_visible()
     page.screenshot(path=pictures / "partition.png")

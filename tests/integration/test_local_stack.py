@@ -229,7 +229,7 @@ def lake_stamps(state: StateFolder) -> dict[str, set[int]]:
                 for file in (file for file in commit.files if file.kind == "book"):
                     for line in decompress(file.path, store.get(file.path)).splitlines():
                         book = orjson.loads(line)["book"]
-                        if book["obu"] and book["obu"][0]["ap"] > book["obu"][0]["bp"] > 0:
+                        if book["obu"] and book["obu"][0]["ap"] >= book["obu"][0]["bp"] > 0:
                             stamps[file.ticker].add(int(book["tms"]))
     return stamps
 
