@@ -1,1 +1,1 @@
-"""CryptoStream's Dagster half: raw lake → Parquet → candles in Postgres, and what people use to look at them."""
+"""CryptoStream's Dagster half: raw lake → Parquet → candles, and what people look at them with."""

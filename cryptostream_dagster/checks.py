@@ -1,7 +1,7 @@
 """Asset checks, one per question in `warehouse/checks/*.sql`: how many things of a window are wrong?"""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dagster import (
     AssetCheckEvaluation,
@@ -19,6 +19,10 @@ from cryptostream_dagster.assets.shell import explained
 from cryptostream_dagster.partitions import window_of
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.sql import load_sql
+from cryptostream_dagster.window import Window
+
+if TYPE_CHECKING:
+    import psycopg
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +72,7 @@ def _build_check(question: Question, partitions: TimeWindowPartitionsDefinition)
         results = {}
         with explained("Postgres"), platform.connect() as connection:
             for key in keys:
-                start = window_of(partitions, key).start
-                query = load_sql("cryptostream_dagster.warehouse", question.name, "checks")
-                row = connection.execute(query, {"start": start}).fetchone()
-                results[key] = (0, None) if row is None else row
+                results[key] = ask(connection, question, window_of(partitions, key))
         if len(keys) > 1:
             # Dagster would record the run's one result without a partition: tell it of each.
             for key, (violations, detail) in results.items():
@@ -98,6 +99,13 @@ def _build_check(question: Question, partitions: TimeWindowPartitionsDefinition)
         )
 
     return check
+
+
+def ask(connection: "psycopg.Connection", question: Question, window: Window) -> tuple[int, str | None]:
+    """Return how many things of a window are wrong, and which."""
+    query = load_sql("cryptostream_dagster.warehouse", question.name, "checks")
+    row = connection.execute(query, {"start": window.start}).fetchone()
+    return (0, None) if row is None else (int(row[0]), row[1])
 
 
 def _metadata(violations: int, detail: str | None) -> dict[str, Any]:

@@ -49,8 +49,8 @@ class Platform:
         settings = self.settings
         if (identity.source, identity.time_zone) != (settings.source, settings.market_time_zone):
             raise UserError(
-                f"{self.store.url} holds data of source {identity.source} in {identity.time_zone}; the settings "
-                f"say SOURCE={settings.source} and MARKET_TIME_ZONE={settings.market_time_zone}"
+                f"{self.store.url} holds data of source {identity.source} in {identity.time_zone}; the "
+                f"settings say SOURCE={settings.source} and MARKET_TIME_ZONE={settings.market_time_zone}"
             )
         return True
 
@@ -62,7 +62,8 @@ class Platform:
         """
         if not self.has_lake:
             raise UserError(
-                f"there is no raw lake at RAW_URL={self.settings.raw_url} yet: `cryptostream consume` makes it"
+                f"there is no raw lake at RAW_URL={self.settings.raw_url} yet: "
+                "`cryptostream consume` makes it"
             )
         return self.store
 

@@ -1,5 +1,6 @@
-"""The reconciling sensor: whatever should be built and is not, gets a run. The decisions are in
-`catalog/reconcile.py`.
+"""The reconciling sensor: whatever should be built and is not, gets a run.
+
+The decisions are in `catalog/reconcile.py`.
 """
 
 from collections.abc import Iterable, Mapping

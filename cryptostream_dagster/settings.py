@@ -47,7 +47,7 @@ class PipelineSettings(IngestSettings):
     seal_wait_s: float = Field(default=120.0, ge=0, lt=300)
     sensor_interval_s: int = Field(default=30, ge=1)
     schedule_grace_s: float = Field(default=60.0, ge=0)
-    settle_s: float = Field(default=10.0, ge=0)
+    settle_s: float = Field(default=5.0, ge=0)
     duckdb_threads: int = Field(default=2, ge=1)
     duckdb_memory_mb: int = Field(default=1024, ge=128)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import LiteralString, cast
+from typing import LiteralString
 
 
 @cache
@@ -13,5 +13,4 @@ def load_sql(package: str, name: str, folder: str = "sql") -> LiteralString:
 
     The file is part of the program, hence a `LiteralString`: it holds no value from outside.
     """
-    text = (files(package) / folder / f"{name}.sql").read_text(encoding="utf-8")
-    return cast(LiteralString, text)
+    return (files(package) / folder / f"{name}.sql").read_text(encoding="utf-8")

@@ -171,8 +171,8 @@ def candle_step(connection: psycopg.Connection, window: Window, settings: Pipeli
         recorded = _recorded_books(connection, window)
         if not _all_there(parquet, recorded):
             raise UserError(
-                f"window {window.label(settings.zone)}: the Parquet in {parquet.url} is not what was recorded; "
-                "materialize orderbook_parquet again"
+                f"window {window.label(settings.zone)}: the Parquet in {parquet.url} is not what was "
+                "recorded; materialize orderbook_parquet again"
             )
         paths = [books.path for books in recorded if books.path]
         candles = window_candles(parquet, paths, window, settings.duckdb_threads, settings.duckdb_memory_mb)

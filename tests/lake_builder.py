@@ -54,7 +54,7 @@ def frame(
     level: float = 0,
     default_format: bool = False,
 ) -> bytes:
-    """Return a frame. A level is ask price, bid price, ask size, bid size; a string is spliced in as it is."""
+    """Return a frame. A level is ask price, bid price, ask size, bid size; a string goes in as it is."""
     units = [dict(zip(("ap", "bp", "as", "bs"), unit, strict=True)) for unit in levels]
     book: dict[str, object] = {
         "ty": "orderbook",

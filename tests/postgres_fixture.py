@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -45,13 +47,24 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.fixture
+def postgres_folder() -> Iterator[Path]:
+    """A folder for a server. Not pytest's own: each new session, also one that runs beside this one, closes
+    that to all but root, and as root the server runs as somebody else.
+    """
+    with tempfile.TemporaryDirectory(prefix="cryptostream-postgres-") as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestDatabase]:
+def postgres_server() -> Iterator[TestDatabase]:
     """The session's server; the database it names is empty and shared: prefer `database`."""
     from cryptostream_dagster.local.postgres import EmbeddedPostgres
 
-    folder = tmp_path_factory.mktemp("postgres")
-    with EmbeddedPostgres(folder / "data", free_port()) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="cryptostream-postgres-") as folder,
+        EmbeddedPostgres(Path(folder) / "data", free_port()) as server,
+    ):
         yield TestDatabase(server.host, server.port, server.user, server.password, server.database)
 
 

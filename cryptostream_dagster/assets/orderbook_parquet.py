@@ -27,9 +27,9 @@ from cryptostream_dagster.window import Window
 
 DESCRIPTION = """Each book of a window once, flat, in a total order: one Parquet object per ticker and window.
 
-Padding is NULL, duplicates (redundant producers, reconnects) are removed and counted, lines that do not fit the
-schema are rejected and counted: sealed rows = written + duplicates + rejected. An object's metadata tells its
-version and the commits that it came from.
+Padding is NULL, duplicates (redundant producers, reconnects) are removed and counted, lines that do not fit
+the schema are rejected and counted: sealed rows = written + duplicates + rejected. An object's
+metadata tells its version and the commits that it came from.
 """
 
 

@@ -12,14 +12,21 @@ from dagster import (
     asset,
 )
 
-from cryptostream_dagster.assets.shell import BACKFILL_POLICY, GROUP, OWNERS, Report, build_windows, explained
+from cryptostream_dagster.assets.shell import (
+    BACKFILL_POLICY,
+    GROUP,
+    OWNERS,
+    Report,
+    build_windows,
+    explained,
+)
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.window import Window
 
 DESCRIPTION = """Every frame of a 5-minute window, exactly as the exchange sent it: JSON lines in the raw lake.
 
-A run waits until the window is **complete** (nothing more will come), fixes which objects make it (the seal),
-and reports what is in it. **Coverage** says apart from that whether anybody was listening: a window that is
+A run waits until the window is **complete** (nothing more will come), fixes which objects make it (the
+seal), and reports what is in it. **Coverage** says apart from that whether anybody was listening: a window that is
 complete with zero coverage is silence of ours, not of the market.
 """
 

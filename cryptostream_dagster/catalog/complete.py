@@ -58,7 +58,8 @@ def wait_until_complete(
 ) -> None:
     """Sync the catalog until a window is complete.
 
-    While it waits it reads nothing but the progress objects of the partitions that are behind, every half second.
+    While it waits it reads nothing but the progress objects of the partitions that are behind, twice a
+    second.
 
     Args:
         connection: In autocommit mode.

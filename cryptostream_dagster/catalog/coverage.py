@@ -52,8 +52,8 @@ def window_coverage(connection: psycopg.Connection, store: ObjectStore, window: 
     Raises:
         UserError: If an object with heartbeats is missing or is none.
     """
-    # Intervals never cross a minute's end and an object holds those of its minute, so the minute of the lake's
-    # first heartbeat decides for windows, which end on full minutes, as the exact instant would.
+    # Intervals never cross a minute's end and an object holds those of its minute, so the minute of the
+    # lake's first heartbeat decides for windows, which end on full minutes, as the exact instant would.
     row = connection.execute(
         "SELECT min(minute) FROM lake_file WHERE kind = 'heartbeat' AND minute < %s", (window.end,)
     ).fetchone()

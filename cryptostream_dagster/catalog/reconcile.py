@@ -107,8 +107,8 @@ def decide(
 ) -> list[Request]:
     """Decide which runs to ask for, newest windows first.
 
-    Adjacent windows that were never tried go into one ranged run: a run costs seconds to launch, a window less.
-    One that was tried before goes alone, so that a bad one cannot hold up the others.
+    Adjacent windows that were never tried go into one ranged run: a run costs seconds to launch, a window
+    less. One that was tried before goes alone, so that a bad one cannot hold up the others.
 
     Args:
         candidates: In any order.
@@ -129,7 +129,7 @@ def decide(
         and _settled(candidate, now, policy)
         and _may_try(candidate, now, policy)
     ]
-    return _group(ready, policy)[-policy.max_runs :][::-1]
+    return _group(ready, policy)[::-1][: policy.max_runs]
 
 
 def _settled(candidate: Candidate, now: datetime, policy: Policy) -> bool:
@@ -145,8 +145,9 @@ def _may_try(candidate: Candidate, now: datetime, policy: Policy) -> bool:
     if candidate.requests == 0 or candidate.requested_at is None:
         return True
     # 2**20 is past any retry_most; the bound keeps the number small.
-    pause = policy.retry_first * 2 ** min(candidate.requests - 1, 20)
-    return now >= candidate.requested_at + min(pause, policy.retry_most)
+    doublings = min(candidate.requests - 1, 20)
+    pause = min(policy.retry_first * (1 << doublings), policy.retry_most)
+    return now >= candidate.requested_at + pause
 
 
 def _group(ready: Sequence[Candidate], policy: Policy) -> list[Request]:
@@ -183,8 +184,8 @@ def note_requests(connection: psycopg.Connection, requests: Iterable[Request]) -
     for request in requests:
         for candidate in request.candidates:
             connection.execute(
-                "UPDATE lake_window SET requested_at = clock_timestamp(), requests = %s, requested_revision = %s "
-                "WHERE window_start = %s",
+                "UPDATE lake_window SET requested_at = clock_timestamp(), requests = %s, "
+                "requested_revision = %s WHERE window_start = %s",
                 (candidate.requests + 1, candidate.revision, candidate.window.start),
             )
 
@@ -192,7 +193,7 @@ def note_requests(connection: psycopg.Connection, requests: Iterable[Request]) -
 def enter_empty_windows(connection: psycopg.Connection, complete_until: datetime | None) -> None:
     """Enter the complete windows since the lake began into the catalog, so that silence is built, too.
 
-    A window without a single object is a fact (nobody listened, or nothing moved) and gets its row of coverage.
+    A window without a single object is a fact: nobody listened, or nothing moved.
     """
     if complete_until is None:
         return
@@ -205,7 +206,8 @@ def enter_empty_windows(connection: psycopg.Connection, complete_until: datetime
         if last < first:
             return
         connection.execute(
-            "INSERT INTO lake_window (window_start) SELECT generate_series(%s, %s, %s) ON CONFLICT DO NOTHING",
+            "INSERT INTO lake_window (window_start) SELECT generate_series(%s, %s, %s) "
+            "ON CONFLICT DO NOTHING",
             (first.start, last.start, WINDOW),
         )
         connection.execute(

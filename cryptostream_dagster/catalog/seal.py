@@ -111,8 +111,8 @@ def seal_window(connection: psycopg.Connection, window: Window, lateness_s: floa
 def newest_seal(connection: psycopg.Connection, window: Window) -> Seal | None:
     """Return a window's newest seal."""
     row = connection.execute(
-        "SELECT version, digest, revision, coverage_revision, sealed_at, files, rows, bytes, tickers, late_rows, "
-        "quarantined FROM seal WHERE window_start = %s ORDER BY version DESC LIMIT 1",
+        "SELECT version, digest, revision, coverage_revision, sealed_at, files, rows, bytes, tickers, "
+        "late_rows, quarantined FROM seal WHERE window_start = %s ORDER BY version DESC LIMIT 1",
         (window.start,),
     ).fetchone()
     return None if row is None else Seal(window, *row)

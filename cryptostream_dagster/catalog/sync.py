@@ -64,7 +64,7 @@ def sync(connection: psycopg.Connection, store: ObjectStore, budget_s: float | N
 
 
 def _sync_chains(connection: psycopg.Connection, chains: list[Chain]) -> None:
-    known = dict(connection.execute("SELECT chain, topic_id FROM lake_chain"))
+    known: dict[int, str] = dict(connection.execute("SELECT chain, topic_id FROM lake_chain"))
     for chain in chains:
         if known.get(chain.number, chain.topic_id) != chain.topic_id:
             raise UserError(
@@ -108,7 +108,8 @@ def _sync_step(connection: psycopg.Connection, store: ObjectStore, chain: int, p
     """Take some commits of one partition; return whether there may be more."""
     with connection.transaction():
         row = connection.execute(
-            "SELECT next_offset, end_offset FROM lake_partition WHERE chain = %s AND partition = %s FOR UPDATE",
+            "SELECT next_offset, end_offset FROM lake_partition "
+            "WHERE chain = %s AND partition = %s FOR UPDATE",
             (chain, partition),
         ).fetchone()
         assert row is not None

@@ -151,7 +151,7 @@ class BookBuilder:
     def _build_batch(
         self, session: Any, batch: list[RawObject], folder: Path
     ) -> list[tuple[tuple[str, int, int], Any]]:
-        """Return ticker, sealed rows and rejected rows, and the ticker's table, for each ticker of a batch."""
+        """Return for each ticker of a batch its name, sealed rows and rejected rows, and its table."""
         self._check_sizes(batch)
         files = [str(file) for file in self._raw.fetch([item.path for item in batch], folder)]
         self._load(session, batch, files)
@@ -190,7 +190,8 @@ class BookBuilder:
         for number, item in enumerate(batch):
             if found.get(number, 0) != item.rows:
                 raise UserError(
-                    f"{self._raw.url}/{item.path}: has {found.get(number, 0)} lines, its commit says {item.rows}"
+                    f"{self._raw.url}/{item.path}: has {found.get(number, 0)} lines, "
+                    f"its commit says {item.rows}"
                 )
 
     def _check_sizes(self, batch: list[RawObject]) -> None:

@@ -34,8 +34,8 @@ class TickerCandle:
         book_count: Usable books: two-sided, not crossed, stamped in the window.
         first_ms: Stamp of the first, ms since the epoch.
         last_ms: Stamp of the last.
-        mid_ms: Sum of mid × ms for which it prevailed.
-        spread_ms: Sum of spread in bps × the same ms.
+        mid_ms: Sum of mid times ms for which it prevailed.
+        spread_ms: Sum of spread in bps times the same ms.
         weight_ms: Sum of those ms.
         one_sided_count: Books in the window without an ask or without a bid.
         crossed_count: Books in the window whose best bid is above the best ask.

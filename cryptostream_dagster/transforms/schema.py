@@ -29,7 +29,7 @@ def level_columns(depth: int) -> list[Column]:
         Column(
             f"{side}_{what}{level}",
             "double",
-            f"{what.capitalize()} of the {'best' if level == 1 else f'{level}. best'} {side}; NULL beyond the book",
+            f"{what.capitalize()} of {side} number {level} from the best; NULL beyond the book",
             nullable=True,
         )
         for level in range(1, depth + 1)

@@ -43,7 +43,7 @@ def write_candles(
     """Write a window's candles and their counts in `coverage_5m`.
 
     Args:
-        connection: In the transaction that holds `lock_window`; `coverage_5m` has the window's ratios already.
+        connection: In the transaction that holds `lock_window`; `coverage_5m` has its ratios already.
         window: The window.
         version: Of the seal that they were built from.
         candles: One per ticker with rows.

@@ -43,8 +43,9 @@ def connect(settings: PipelineSettings) -> psycopg.Connection:
         )
     except psycopg.OperationalError as error:
         raise UserError(
-            f"Postgres at {settings.postgres_host}:{settings.postgres_port} (POSTGRES_HOST, POSTGRES_PORT) does "
-            f"not let {settings.postgres_user} into {settings.postgres_db}: {' '.join(str(error).split())}"
+            f"Postgres at {settings.postgres_host}:{settings.postgres_port} (POSTGRES_HOST, POSTGRES_PORT) "
+            f"does not let {settings.postgres_user} into {settings.postgres_db}: "
+            f"{' '.join(str(error).split())}"
         ) from error
 
 

@@ -72,7 +72,7 @@ def candles_between(
 def parquet_paths(
     connection: psycopg.Connection, start: datetime, end: datetime, ticker: str | None = None
 ) -> list[str]:
-    """Return the Parquet objects, relative to PARQUET_URL, of windows that start in [start, end), in order."""
+    """Return the Parquet objects of windows that start in [start, end), relative to PARQUET_URL."""
     rows = connection.execute(
         "SELECT path FROM parquet_file WHERE window_start >= %s AND window_start < %s AND path <> '' "
         "AND (%s::text IS NULL OR ticker = %s) ORDER BY window_start, ticker",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import date
 from importlib.resources import files
-from typing import LiteralString, cast
+from typing import LiteralString
 from zoneinfo import ZoneInfo
 
 import psycopg
@@ -24,15 +24,14 @@ def migrations() -> list[tuple[int, str, LiteralString]]:
     found = []
     for file in folder.iterdir():
         if match := _NAME.fullmatch(file.name):
-            text = cast(LiteralString, file.read_text(encoding="utf-8"))
+            text: LiteralString = file.read_text(encoding="utf-8")
             found.append((int(match[1]), file.name, text))
     return sorted(found)
 
 
 def applied_version(connection: psycopg.Connection) -> int:
     """Return the number of the newest migration in the database; 0 if there is none."""
-    row = connection.execute("SELECT to_regclass('schema_migration') IS NOT NULL").fetchone()
-    if row == (False,):
+    if not _exists(connection, "schema_migration"):
         return 0
     row = connection.execute("SELECT coalesce(max(version), 0) FROM schema_migration").fetchone()
     assert row is not None
@@ -85,7 +84,9 @@ def claim_database(connection: psycopg.Connection, source: str, time_zone: str) 
     """
     ours = {"source": source, "time_zone": time_zone}
     with connection.transaction():
-        found = dict(connection.execute("SELECT key, value FROM meta WHERE key = ANY(%s)", (list(ours),)))
+        found: dict[str, str] = dict(
+            connection.execute("SELECT key, value FROM meta WHERE key = ANY(%s)", (list(ours),))
+        )
         if found == ours:
             return
         if not found:
@@ -96,8 +97,8 @@ def claim_database(connection: psycopg.Connection, source: str, time_zone: str) 
             found = dict(connection.execute("SELECT key, value FROM meta WHERE key = ANY(%s)", (list(ours),)))
     if found != ours:
         raise UserError(
-            f"the database holds {found}, the lake and the settings say {ours}; simulated and real data never "
-            "share a database: set POSTGRES_DB to another one"
+            f"the database holds {found}, the lake and the settings say {ours}; simulated and real data "
+            "never share a database: set POSTGRES_DB to another one"
         )
 
 
@@ -134,4 +135,8 @@ def _month(day: date, later: int = 0) -> date:
 
 
 def _exists(connection: psycopg.Connection, table: str) -> bool:
-    return connection.execute("SELECT to_regclass(%s) IS NOT NULL", (table,)).fetchone() == (True,)
+    # Not to_regclass: its cached "no" survives the wait for a lock, while somebody else makes the table.
+    found = connection.execute(
+        "SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = %s", (table,)
+    )
+    return found.fetchone() is not None

@@ -11,36 +11,36 @@ from ingest_services.errors import UserError
 from tests.postgres_fixture import free_port
 
 
-def test_data_survives_a_stop_and_a_killed_owner(tmp_path: Path) -> None:
-    first = EmbeddedPostgres(tmp_path / "postgres", free_port())
+def test_data_survives_a_stop_and_a_killed_owner(postgres_folder: Path) -> None:
+    first = EmbeddedPostgres(postgres_folder / "postgres", free_port())
     with first, psycopg.connect(first.dsn) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 1 AS x")
     # A second server finds the folder; a third finds the second still running, as after a SIGKILL of the stack.
-    second = EmbeddedPostgres(tmp_path / "postgres", free_port())
+    second = EmbeddedPostgres(postgres_folder / "postgres", free_port())
     second.start()
-    with EmbeddedPostgres(tmp_path / "postgres", free_port()) as third:
+    with EmbeddedPostgres(postgres_folder / "postgres", free_port()) as third:
         with psycopg.connect(third.dsn) as connection:
             assert connection.execute("SELECT x FROM kept").fetchone() == (1,)
         assert second.pid is None
     second.stop()
 
 
-def test_a_wrong_password_is_refused(tmp_path: Path) -> None:
-    with EmbeddedPostgres(tmp_path / "postgres", free_port()) as server:
+def test_a_wrong_password_is_refused(postgres_folder: Path) -> None:
+    with EmbeddedPostgres(postgres_folder / "postgres", free_port()) as server:
         with pytest.raises(psycopg.OperationalError, match="password"):
             psycopg.connect(server.dsn.replace(server.password, "guess"))
-        assert (tmp_path / "postgres.password").stat().st_mode & 0o077 == 0
+        assert (postgres_folder / "postgres.password").stat().st_mode & 0o077 == 0
 
 
-def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+def test_a_server_that_cannot_start_says_why(postgres_folder: Path) -> None:
     port = free_port()
-    with EmbeddedPostgres(tmp_path / "one", port):
+    with EmbeddedPostgres(postgres_folder / "one", port):
         with pytest.raises(UserError, match="Address already in use|address already in use"):
-            EmbeddedPostgres(tmp_path / "two", port).start()
+            EmbeddedPostgres(postgres_folder / "two", port).start()
 
 
-def test_stop_leaves_no_process_behind(tmp_path: Path) -> None:
-    server = EmbeddedPostgres(tmp_path / "postgres", free_port())
+def test_stop_leaves_no_process_behind(postgres_folder: Path) -> None:
+    server = EmbeddedPostgres(postgres_folder / "postgres", free_port())
     server.start()
     pid = server.pid
     assert pid is not None

@@ -26,7 +26,7 @@ judged AS (
         two_sided AND bid > ask AS crossed,
         two_sided AND NOT crossed AS usable,
         CASE WHEN usable THEN (ask + bid) * 0.5 END AS mid,
-        CASE WHEN usable THEN ((ask - bid)::DOUBLE / mid::DOUBLE * 10000)::DECIMAL(18, 9) END AS spread_bps
+        CASE WHEN usable THEN ((ask - bid)::DOUBLE / mid::DOUBLE * 10000)::DECIMAL(28, 9) END AS spread_bps
     FROM priced
 ),
 prevailing AS (

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cryptostream_dagster.catalog import sync as sync_module
+from cryptostream_dagster.catalog.complete import Incomplete, behind, complete_until, wait_until_complete
+from cryptostream_dagster.catalog.coverage import window_coverage
+from cryptostream_dagster.catalog.reconcile import enter_empty_windows, find_candidates
+from cryptostream_dagster.catalog.seal import newest_seal, sealed_files
+from cryptostream_dagster.catalog.sync import sync
+from cryptostream_dagster.window import Window
+from ingest_services.errors import UserError
+from ingest_services.lake import chain as chains
+from tests.lake_builder import LakeBuilder, Row, covered_minutes, frame, heartbeat, instant, ms
+from tests.pipeline import Pipeline, open_pipeline
+from tests.postgres_fixture import TestDatabase
+
+START = instant("2025-02-02 16:05:00")
+WINDOW = Window.at(START)
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, database: TestDatabase) -> Iterator[Pipeline]:
+    with open_pipeline(tmp_path, database, partitions=2) as opened:
+        yield opened
+
+
+def book(seconds: float = 0, ticker: str = "BTC", received: datetime | None = None, **options: Any) -> Row:
+    tms = ms(START) + round(seconds * 1000)
+    return Row(
+        frame(ticker, tms, [(101, 100, 1, 1)], **options), (ms(received) if received else tms + 50) * 1000
+    )
+
+
+def test_each_commit_is_taken_once_and_the_cursor_moves_with_it(pipeline: Pipeline) -> None:
+    for n in range(120):
+        pipeline.lake.commit([book(n)])
+    pipeline.lake.commit([book(0, "ETH")], partition=1)
+    for _ in range(2):
+        assert sync(pipeline.connection, pipeline.lake.store)
+        assert pipeline.value("SELECT count(*) FROM lake_commit") == 121
+        assert pipeline.value("SELECT count(*) FROM lake_file") == 121
+        assert pipeline.query("SELECT partition, next_offset FROM lake_partition ORDER BY 1") == [
+            (0, 120),
+            (1, 1),
+        ]
+        assert pipeline.value("SELECT rows FROM lake_window WHERE window_start = %s", START) == 121
+    pipeline.lake.commit([book(120)])
+    sync(pipeline.connection, pipeline.lake.store)
+    assert pipeline.value("SELECT count(*) FROM lake_commit") == 122
+
+
+def test_a_sync_that_dies_leaves_cursor_and_rows_together(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(60):
+        pipeline.lake.commit([book(n)])
+    insert = sync_module._insert
+
+    def die_later(*arguments: Any) -> None:
+        insert(*arguments)
+        if pipeline.value("SELECT count(*) FROM lake_commit") > 50:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sync_module, "_insert", die_later)
+    with pytest.raises(KeyboardInterrupt):
+        sync(pipeline.connection, pipeline.lake.store)
+    assert pipeline.value("SELECT max(next_offset) FROM lake_commit") == 50
+    assert pipeline.value("SELECT next_offset FROM lake_partition WHERE partition = 0") == 50
+    monkeypatch.undo()
+    sync(pipeline.connection, pipeline.lake.store)
+    assert pipeline.value("SELECT count(*) FROM lake_file") == 60
+
+
+def test_two_syncs_at_once_take_each_commit_once(
+    pipeline: Pipeline, tmp_path: Path, database: TestDatabase
+) -> None:
+    for n in range(150):
+        pipeline.lake.commit([book(n % 290)], partition=n % 2)
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        from cryptostream_dagster.warehouse.connection import connect
+
+        try:
+            with connect(pipeline.settings) as connection:
+                sync(connection, pipeline.lake.store)
+        except BaseException as error:  # noqa: BLE001 - shown by the assertion below
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert pipeline.value("SELECT count(*) FROM lake_file") == 150
+    assert pipeline.value("SELECT sum(rows)::int FROM lake_window") == 150
+
+
+def test_a_sync_stops_when_its_time_is_up_and_goes_on_later(pipeline: Pipeline) -> None:
+    for n in range(120):
+        pipeline.lake.commit([book(n)])
+    assert not sync(pipeline.connection, pipeline.lake.store, budget_s=0)
+    assert 0 < pipeline.value("SELECT count(*) FROM lake_commit") < 120
+    assert sync(pipeline.connection, pipeline.lake.store, budget_s=60)
+    assert pipeline.value("SELECT count(*) FROM lake_commit") == 120
+
+
+def test_a_database_of_another_lake_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
+    sync(pipeline.connection, pipeline.lake.store)
+    other = LakeBuilder(tmp_path / "other", topic_id="another-topic")
+    with pytest.raises(UserError, match="belongs to another lake"):
+        sync(pipeline.connection, other.store)
+
+
+def test_a_window_is_complete_when_every_partition_is_through(pipeline: Pipeline) -> None:
+    lake, connection = pipeline.lake, pipeline.connection
+    sync(connection, lake.store)
+    assert complete_until(connection) is None
+    lake.commit([book()])
+    lake.through(WINDOW.end, 0)
+    lake.through(WINDOW.end - MINUTE, 1)
+    sync(connection, lake.store)
+    assert [(b.chain, b.partition) for b in behind(connection, WINDOW.end)] == [(1, 1)]
+    assert complete_until(connection) == WINDOW.end - MINUTE
+    lake.through(WINDOW.end, 1)
+    sync(connection, lake.store)
+    assert behind(connection, WINDOW.end) == []
+
+
+def test_a_claim_counts_only_when_its_commits_are_in_the_catalog(pipeline: Pipeline) -> None:
+    lake, connection = pipeline.lake, pipeline.connection
+    lake.commit([book()])
+    lake.through(WINDOW.end)
+    ahead = chains.Progress(1, 0, 99, ms(WINDOW.end + MINUTE), ms(WINDOW.end))
+    chains.write_progress(lake.store, ahead)
+    sync(connection, lake.store)
+    assert [b.partition for b in behind(connection, WINDOW.end)] == [0]
+
+
+def test_waiting_ends_when_the_last_partition_arrives(pipeline: Pipeline) -> None:
+    lake = pipeline.lake
+    lake.through(WINDOW.end, 0)
+
+    def arrive() -> None:
+        lake.commit([book()], partition=1)
+        lake.through(WINDOW.end, 1)
+
+    timer = threading.Timer(0.3, arrive)
+    timer.start()
+    wait_until_complete(pipeline.connection, lake.store, WINDOW, timeout_s=20)
+    timer.join()
+    assert pipeline.value("SELECT count(*) FROM lake_file") == 1
+
+
+def test_a_window_that_does_not_complete_says_who_is_behind(pipeline: Pipeline) -> None:
+    lake = pipeline.lake
+    lake.through(WINDOW.start, 0, reported=datetime.now(UTC) - timedelta(seconds=90))
+    with pytest.raises(Incomplete) as caught:
+        wait_until_complete(pipeline.connection, lake.store, WINDOW, timeout_s=0)
+    text = str(caught.value)
+    assert "chain 1 partition 0: minutes_through 2025-02-02 07:05 UTC, reported 90 s ago" in text
+    assert "chain 1 partition 1: no consumer has reported progress yet" in text
+
+
+def test_a_closed_chain_is_over_once_its_commits_are_in(pipeline: Pipeline) -> None:
+    lake, connection = pipeline.lake, pipeline.connection
+    lake.commit([book()])
+    second = chains.open_chain(lake.store, "orderbook", "topic-2", {0: 0, 1: 0}, {0: 0, 1: 0}, ms(START))
+    assert second.predecessor == 1
+    for partition in (0, 1):
+        chains.write_progress(lake.store, chains.Progress(2, partition, 0, ms(WINDOW.end), ms(WINDOW.end)))
+    sync(connection, lake.store)
+    # Nobody will ever report on chain 1 again, and nobody has to.
+    assert behind(connection, WINDOW.end) == []
+
+
+def test_what_a_late_writer_adds_beyond_a_chains_end_does_not_count(pipeline: Pipeline) -> None:
+    lake, connection = pipeline.lake, pipeline.connection
+    lake.commit([book()])
+    tails = {0: 1, 1: 0}
+    lake.commit([book(1)])  # committed by one who has not heard of the new chain
+    sync(connection, lake.store)
+    before = pipeline.value("SELECT revision FROM lake_window WHERE window_start = %s", START)
+    path = "_chains/00000002.json"
+    second = chains.Chain(2, "orderbook", "topic-2", (0, 1), {0: 0, 1: 0}, ms(START), 1, tails, "test")
+    lake.store.create(path, chains._encode(second))
+    sync(connection, lake.store)
+    assert pipeline.query("SELECT base_offset FROM lake_commit") == [(0,)]
+    assert pipeline.value("SELECT count(*) FROM lake_file") == 1
+    assert pipeline.query("SELECT rows, revision > %s FROM lake_window", before) == [(1, True)]
+
+
+def test_the_same_files_give_the_same_seal_and_more_files_the_next_version(pipeline: Pipeline) -> None:
+    lake = pipeline.lake
+    lake.commit([book(), book(400)], [heartbeat(START, START + MINUTE, "BTC")])
+    lake.through(WINDOW.end + 5 * MINUTE)
+    first = pipeline.seal(WINDOW).seal
+    assert (first.version, first.rows, first.files, first.tickers) == (1, 1, 1, 1)
+    assert pipeline.seal(WINDOW).seal == first
+    # A heartbeat changes no version.
+    lake.commit(heartbeats=[heartbeat(START + MINUTE, START + 2 * MINUTE, "BTC")])
+    assert pipeline.seal(WINDOW).seal.version == 1
+    lake.commit([book(30, "ETH", received=WINDOW.end + MINUTE)])
+    second = pipeline.seal(WINDOW).seal
+    assert (second.version, second.rows, second.tickers, second.late_rows) == (2, 2, 2, 1)
+    assert second.digest != first.digest
+    assert len(sealed_files(pipeline.connection, first)) == 1
+    assert newest_seal(pipeline.connection, WINDOW) == second
+
+
+def test_coverage_is_unknown_before_the_first_heartbeat_and_zero_in_silence(pipeline: Pipeline) -> None:
+    lake = pipeline.lake
+    later = WINDOW.shifted(2)
+    beats = covered_minutes(WINDOW.end, 3, "BTC", "ETH")
+    beats.append(heartbeat(WINDOW.end + 3 * MINUTE, WINDOW.end + 3.5 * MINUTE, "BTC"))
+    lake.commit([book(), book(301, "XRP")], beats)
+    lake.through(later.end)
+    unknown, partial, silent = (pipeline.seal(w).coverage for w in (WINDOW, WINDOW.shifted(1), later))
+    assert (unknown.mean, unknown.least) == (None, None)
+    assert partial.ratios == {"BTC": 0.7, "ETH": 0.6}
+    assert (silent.mean, silent.ratios) == (0.0, {})
+    rows = pipeline.query(
+        "SELECT ticker, window_start = %s, subscribed, coverage_ratio, source FROM coverage_5m ORDER BY 2 DESC, 1",
+        START,
+    )
+    assert rows == [
+        ("BTC", True, False, None, "simulator"),
+        ("BTC", False, True, 0.7, "simulator"),
+        ("ETH", False, True, 0.6, "simulator"),
+        ("XRP", False, False, 0.0, "simulator"),
+    ]
+    assert window_coverage(pipeline.connection, lake.store, WINDOW) == unknown
+
+
+def test_candidates_are_the_windows_whose_built_state_is_behind(pipeline: Pipeline) -> None:
+    lake, connection = pipeline.lake, pipeline.connection
+    since = instant("2025-02-02 00:00:00")
+
+    def candidates() -> list[tuple[int, int]]:
+        return [(c.window.number - WINDOW.number, c.rows) for c in find_candidates(connection, since)]
+
+    lake.commit([book(), book(301), book(-7200)])
+    lake.through(WINDOW.shifted(3).start)
+    sync(connection, lake.store)
+    assert candidates() == [(1, 1), (0, 1), (-24, 1)]
+    # Silent windows count from when the lake began (15:00) on, whether they have an object or not.
+    enter_empty_windows(connection, complete_until(connection))
+    enter_empty_windows(connection, complete_until(connection))
+    assert candidates() == [(2, 0), (1, 1), (0, 1), *((n, 0) for n in range(-1, -14, -1)), (-24, 1)]
+    pipeline.build(WINDOW)
+    pipeline.build(WINDOW.shifted(2))
+    assert (0, 1) not in candidates()
+    assert (2, 0) not in candidates()
+    lake.commit([book(5)])
+    sync(connection, lake.store)
+    assert (0, 2) in candidates()
+    pipeline.build(WINDOW)
+    # A heartbeat that was late only refreshes coverage, but it does that.
+    lake.commit(heartbeats=[heartbeat(START, START + MINUTE, "BTC")])
+    sync(connection, lake.store)
+    assert (0, 2) in candidates()
+    pipeline.build(WINDOW)
+    assert (0, 2) not in candidates()
+    assert pipeline.query("SELECT version, coverage_ratio FROM ohlc_5m_ticker") == [(2, 0.2)]
+    assert pipeline.value("SELECT count(*) FROM ohlc_5m_history WHERE version = 2") == 0

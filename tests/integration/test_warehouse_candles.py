@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from cryptostream_dagster import steps
+from cryptostream_dagster.resources import Platform
+from cryptostream_dagster.warehouse import queries
+from cryptostream_dagster.warehouse.connection import connect
+from cryptostream_dagster.warehouse.schema import claim_database, ensure_partitions, migrate, migrations
+from cryptostream_dagster.window import Window
+from ingest_services.errors import UserError
+from tests.lake_builder import SEOUL, Row, covered_minutes, frame, instant, ms
+from tests.pipeline import Pipeline, open_pipeline, pipeline_settings
+from tests.postgres_fixture import TestDatabase
+
+START = instant("2025-02-02 16:05:00")
+WINDOW = Window.at(START)
+FAR = timedelta(hours=2)
+
+ALL_CANDLES = "SELECT * FROM ohlc_5m_ticker ORDER BY ticker, event_time"
+ALL_TABLES = (
+    ALL_CANDLES,
+    "SELECT * FROM ohlc_5m_history ORDER BY ticker, event_time",
+    "SELECT * FROM coverage_5m ORDER BY ticker, window_start",
+    "SELECT * FROM parquet_file ORDER BY ticker, window_start",
+    "SELECT * FROM seal ORDER BY window_start, version",
+    "SELECT * FROM built ORDER BY window_start, asset",
+)
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, database: TestDatabase) -> Iterator[Pipeline]:
+    with open_pipeline(tmp_path, database) as opened:
+        opened.lake.through(START + FAR)
+        yield opened
+
+
+def book(seconds: float, mid: float, ticker: str = "BTC", **options: Any) -> Row:
+    tms = ms(START) + round(seconds * 1000)
+    return Row(frame(ticker, tms, [(mid + 1, mid - 1, 1, 1)], **options), (tms + 50) * 1000)
+
+
+def state(pipeline: Pipeline) -> list[list[tuple[Any, ...]]]:
+    return [pipeline.query(text) for text in ALL_TABLES]
+
+
+def test_migrations_run_once_in_order_and_twice_at_once(tmp_path: Path, database: TestDatabase) -> None:
+    settings = pipeline_settings(tmp_path, database)
+    results: list[list[str]] = []
+
+    def run() -> None:
+        with connect(settings) as connection:
+            results.append(migrate(connection))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    names = [name for _, name, _ in migrations()]
+    assert sorted(results, key=len) == [[], [], [], names]
+    assert [number for number, _, _ in migrations()] == list(range(1, len(names) + 1))
+
+
+def test_a_migration_that_fails_leaves_nothing_behind(
+    tmp_path: Path, database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cryptostream_dagster.warehouse import schema
+
+    broken = [*migrations(), (99, "0099_broken.sql", "CREATE TABLE half (x int); SELECT 1 / 0")]
+    monkeypatch.setattr(schema, "migrations", lambda: broken)
+    with connect(pipeline_settings(tmp_path, database)) as connection:
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            migrate(connection)
+        assert connection.execute("SELECT to_regclass('half'), to_regclass('seal')").fetchone() == (
+            None,
+            None,
+        )
+
+
+def test_a_database_that_is_newer_or_of_another_source_is_refused(
+    tmp_path: Path, database: TestDatabase
+) -> None:
+    settings = pipeline_settings(tmp_path, database)
+    with Platform(settings).connect() as connection:
+        with pytest.raises(UserError, match="never share a database"):
+            claim_database(connection, "upbit", "Asia/Seoul")
+        connection.execute("INSERT INTO schema_migration (version, name) VALUES (1000, 'future')")
+    with pytest.raises(UserError, match="newer"), Platform(settings).connect():
+        pass
+
+
+def test_an_unreachable_server_is_one_line(tmp_path: Path, database: TestDatabase) -> None:
+    settings = pipeline_settings(tmp_path, database, postgres_port=1)
+    with pytest.raises(UserError, match=r"Postgres at 127.0.0.1:1 .*POSTGRES_HOST") as caught:
+        connect(settings)
+    assert database.password not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_partitions_of_this_month_and_the_next_are_there(pipeline: Pipeline) -> None:
+    # 1 March 00:00 in Seoul is still February in UTC, where coverage_5m is cut.
+    window = Window.at(instant("2025-03-01 00:00:00"))
+    for _ in range(2):
+        ensure_partitions(pipeline.connection, window, SEOUL)
+    names = {row[0] for row in pipeline.query("SELECT inhrelid::regclass::text FROM pg_inherits")}
+    assert {"ohlc_5m_ticker_2025_03", "ohlc_5m_ticker_2025_04"} <= names
+    assert {"coverage_5m_2025_02", "coverage_5m_2025_03"} <= names
+
+
+def test_a_window_becomes_candles(pipeline: Pipeline) -> None:
+    pipeline.lake.commit(
+        [book(0, 100), book(60, 110), book(120, 90), book(240, 95), book(10, 7, "ETH")],
+        covered_minutes(START, 5, "BTC"),
+    )
+    pipeline.build(WINDOW)
+    rows = pipeline.query(
+        "SELECT ticker, market, event_time, event_date::text, open_price, high_price, low_price, close_price, "
+        "prev_close_price, twap_price, book_count, coverage_ratio, version FROM ohlc_5m_ticker ORDER BY ticker"
+    )
+    twap = Decimal(100 * 60 + 110 * 60 + 90 * 120 + 95 * 60) / 300
+    assert rows[0] == ("BTC", "KRW-BTC", START, "2025-02-02", 100, 110, 90, 95, None, twap, 4, 1.0, 1)
+    assert rows[1][:2] == ("ETH", "KRW-ETH")
+    assert rows[1][-2:] == (0.0, 1)
+    assert pipeline.query("SELECT ticker, book_count FROM coverage_5m ORDER BY 1") == [("BTC", 4), ("ETH", 1)]
+
+
+def test_building_again_changes_nothing(pipeline: Pipeline, tmp_path: Path) -> None:
+    pipeline.lake.commit([book(n, 100 + n, t) for n in range(9) for t in ("BTC", "ETH")])
+    pipeline.build(WINDOW)
+    before = state(pipeline)
+    objects = {path: path.stat().st_mtime_ns for path in (tmp_path / "parquet").rglob("*.parquet")}
+    _, parquet, candles = pipeline.build(WINDOW)
+    assert not parquet.written
+    assert candles.written is not None
+    assert (candles.written.new, candles.written.superseded) == (0, 0)
+    assert state(pipeline) == before
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "parquet").rglob("*.parquet")} == objects
+
+
+def test_two_builders_at_once_change_nothing_either(pipeline: Pipeline) -> None:
+    pipeline.lake.commit([book(n, 100 + n, t) for n in range(9) for t in ("BTC", "ETH", "XRP")])
+    failures: list[BaseException] = []
+    written: list[bool] = []
+
+    def run() -> None:
+        try:
+            with connect(pipeline.settings) as connection:
+                other = Pipeline(pipeline.settings, pipeline.lake, connection)
+                for window in (WINDOW, WINDOW.shifted(1)):
+                    _, parquet, _ = other.build(window)
+                    written.append(parquet.written)
+        except BaseException as error:  # noqa: BLE001 - shown by the assertion below
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert sum(written) == 2
+    assert pipeline.value("SELECT count(*) FROM ohlc_5m_ticker") == 3
+    assert pipeline.value("SELECT count(*) FROM ohlc_5m_history") == 0
+    assert pipeline.value("SELECT count(*) FROM seal") == 2
+
+
+def test_a_window_that_grew_is_built_anew_and_the_old_candle_is_history(pipeline: Pipeline) -> None:
+    pipeline.lake.commit([book(0, 100), book(10, 50, "ETH")])
+    pipeline.build(WINDOW)
+    (old,) = pipeline.query("SELECT * FROM ohlc_5m_ticker WHERE ticker = 'BTC'")
+    pipeline.lake.commit([book(100, 130)])
+    sealed, parquet, candles = pipeline.build(WINDOW)
+    assert (sealed.seal.version, parquet.version, candles.version) == (2, 2, 2)
+    assert pipeline.query(
+        "SELECT ticker, close_price, book_count, version FROM ohlc_5m_ticker ORDER BY 1"
+    ) == [
+        ("BTC", 130, 2, 2),
+        ("ETH", 50, 1, 1),  # took its values with version 1, and keeps them
+    ]
+    (history,) = pipeline.query("SELECT * FROM ohlc_5m_history")
+    assert history[: len(old)] == old
+    valid_from, valid_to = history[len(old) :]
+    assert valid_from == old[-1]
+    assert valid_to == pipeline.value("SELECT built_at FROM ohlc_5m_ticker WHERE ticker = 'BTC'")
+    assert pipeline.query("SELECT asset, version FROM built ORDER BY 1") == [
+        ("ohlc_5m_ticker", 2),
+        ("orderbook_parquet", 2),
+    ]
+
+
+def test_an_older_build_never_replaces_a_newer_one(pipeline: Pipeline) -> None:
+    pipeline.lake.commit([book(0, 100)])
+    pipeline.build(WINDOW)
+    # As if another run had written version 5 while this one was computing.
+    pipeline.query("INSERT INTO seal SELECT window_start, 5, 'x', revision, coverage_revision, sealed_at, files, "
+                   "rows, bytes, tickers, late_rows, quarantined FROM seal RETURNING 1")  # fmt: skip
+    pipeline.query("UPDATE built SET version = 5 WHERE asset = 'ohlc_5m_ticker' RETURNING 1")
+    pipeline.query("UPDATE ohlc_5m_ticker SET close_price = 7, version = 5 RETURNING 1")
+    built = pipeline.candles(WINDOW)
+    assert built.written is None
+    assert pipeline.query("SELECT close_price, version FROM ohlc_5m_ticker") == [(7, 5)]
+
+
+def test_prev_close_is_the_window_before_whichever_is_built_first(
+    pipeline: Pipeline, tmp_path: Path, database: TestDatabase
+) -> None:
+    rows = [book(0, 100), book(300, 200), book(600, 300), book(900, 400, "ETH")]
+    pipeline.lake.commit(rows)
+    windows = [WINDOW.shifted(n) for n in range(4)]
+    for number in (2, 0, 1, 3):
+        pipeline.build(windows[number])
+    query = "SELECT ticker, close_price, prev_close_price FROM ohlc_5m_ticker ORDER BY event_time"
+    expected = [("BTC", 100, None), ("BTC", 200, 100), ("BTC", 300, 200), ("ETH", 400, None)]
+    assert pipeline.query(query) == expected
+    # The correction is on record: first nothing was known of the window before.
+    assert pipeline.query("SELECT close_price, prev_close_price FROM ohlc_5m_history") == [(300, None)]
+
+
+def test_the_views_tell_longer_candles_and_a_series_without_holes(pipeline: Pipeline) -> None:
+    start = instant("2025-02-02 23:50:00")
+    mids = {0: 10, 5: 30, 15: 20}  # minutes: two windows of Sunday, one of Monday; nothing at 00:00
+    rows = [
+        Row(frame("BTC", ms(start) + m * 60_000, [(mid + 1, mid - 1, 1, 1)]), (ms(start) + m * 60_000) * 1000)
+        for m, mid in mids.items()
+    ]
+    pipeline.lake.commit(rows)
+    pipeline.lake.through(start + FAR)
+    for n in range(5):
+        pipeline.build(Window.at(start).shifted(n))
+    days = "SELECT event_date::text, open_price, high_price, low_price, close_price, windows FROM ohlc_1d ORDER BY 1"
+    assert pipeline.query(days) == [("2025-02-02", 10, 30, 10, 30, 2), ("2025-02-03", 20, 20, 20, 20, 1)]
+    hours = "SELECT event_time, close_price FROM ohlc_1h ORDER BY 1"
+    assert pipeline.query(hours) == [
+        (instant("2025-02-02 23:00:00"), 30),
+        (instant("2025-02-03 00:00:00"), 20),
+    ]
+    filled = (
+        "SELECT close_price, carried_forward, carried_from FROM ohlc_5m_filled WHERE ticker = 'BTC' "
+        "ORDER BY event_time"
+    )
+    assert pipeline.query(filled) == [
+        (10, False, None),
+        (30, False, None),
+        (30, True, instant("2025-02-02 23:55:00")),
+        (20, False, None),
+        (20, True, instant("2025-02-03 00:05:00")),
+    ]
+
+
+def test_the_questions_of_the_status_view(pipeline: Pipeline) -> None:
+    assert queries.last_built_window(pipeline.connection) is None
+    pipeline.lake.commit([book(0, 100), book(300, 200), book(0, 5, "ETH")])
+    for n in (1, 0):
+        pipeline.build(WINDOW.shifted(n))
+    assert queries.last_built_window(pipeline.connection) == WINDOW.shifted(1)
+    newest = queries.newest_candles(pipeline.connection)
+    assert [(candle.ticker, candle.close_price) for candle in newest] == [("BTC", 200), ("ETH", 5)]
+    between = queries.candles_between(pipeline.connection, START, WINDOW.end, "BTC")
+    assert [candle.close_price for candle in between] == [100]
+    assert len(queries.candles_between(pipeline.connection, START, START + FAR)) == 3
+    paths = queries.parquet_paths(pipeline.connection, START, START + FAR, "BTC")
+    assert [path[-16:-8] for path in paths] == ["02021605"[-8:], "02021610"[-8:]]
+
+
+def test_parquet_that_was_lost_is_written_again(pipeline: Pipeline, tmp_path: Path) -> None:
+    pipeline.lake.commit([book(0, 100), book(0, 5, "ETH")])
+    pipeline.build(WINDOW)
+    before = state(pipeline)
+    lost = next((tmp_path / "parquet").rglob("BTC-*.parquet"))
+    whole = lost.read_bytes()
+    lost.write_bytes(b"")
+    with pytest.raises(UserError, match="not what was recorded"):
+        pipeline.candles(WINDOW)
+    assert pipeline.parquet(WINDOW).written
+    assert lost.read_bytes() == whole
+    pipeline.candles(WINDOW)
+    assert state(pipeline) == before
+
+
+def test_steps_out_of_order_say_what_is_missing(pipeline: Pipeline) -> None:
+    with pytest.raises(UserError, match="materialize raw_orderbook first"):
+        pipeline.parquet(WINDOW)
+    with pytest.raises(UserError, match="materialize orderbook_parquet first"):
+        pipeline.candles(WINDOW)
+
+
+def test_a_window_of_silence_is_built_and_says_so(pipeline: Pipeline) -> None:
+    sealed, parquet, candles = pipeline.build(WINDOW)
+    assert (sealed.seal.rows, parquet.tickers, candles.candles) == (0, [], [])
+    assert queries.last_built_window(pipeline.connection) == WINDOW
+
+
+def test_a_postgres_that_goes_away_in_the_middle_leaves_the_old_state(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.lake.commit([book(0, 100)])
+    pipeline.build(WINDOW)
+    before = pipeline.query(ALL_CANDLES)
+    pipeline.lake.commit([book(1, 120)])
+    pipeline.seal(WINDOW)
+    pipeline.parquet(WINDOW)
+    write = steps.write_candles
+
+    def cut_off(connection: psycopg.Connection, *arguments: Any) -> Any:
+        result = write(connection, *arguments)
+        with connect(pipeline.settings) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", (connection.info.backend_pid,))
+        return result
+
+    monkeypatch.setattr(steps, "write_candles", cut_off)
+    with connect(pipeline.settings) as doomed, pytest.raises(psycopg.OperationalError):
+        Pipeline(pipeline.settings, pipeline.lake, doomed).candles(WINDOW)
+    monkeypatch.undo()
+    assert pipeline.query(ALL_CANDLES) == before
+    pipeline.candles(WINDOW)
+    assert pipeline.value("SELECT close_price FROM ohlc_5m_ticker") == 120
