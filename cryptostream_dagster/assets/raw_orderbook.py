@@ -23,11 +23,11 @@ from cryptostream_dagster.assets.shell import (
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.window import Window
 
-DESCRIPTION = """Every frame of a 5-minute window, exactly as the exchange sent it: JSON lines in the raw lake.
+DESCRIPTION = """Every frame of a 5-minute window, exactly as the exchange sent it: JSON lines in the lake.
 
 A run waits until the window is **complete** (nothing more will come), fixes which objects make it (the
-seal), and reports what is in it. **Coverage** says apart from that whether anybody was listening: a window that is
-complete with zero coverage is silence of ours, not of the market.
+seal), and reports what is in it. **Coverage** says apart from that whether anybody was listening: a window
+that is complete with zero coverage is silence of ours, not of the market.
 """
 
 

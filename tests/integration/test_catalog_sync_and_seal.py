@@ -229,7 +229,8 @@ def test_coverage_is_unknown_before_the_first_heartbeat_and_zero_in_silence(pipe
     assert partial.ratios == {"BTC": 0.7, "ETH": 0.6}
     assert (silent.mean, silent.ratios) == (0.0, {})
     rows = pipeline.query(
-        "SELECT ticker, window_start = %s, subscribed, coverage_ratio, source FROM coverage_5m ORDER BY 2 DESC, 1",
+        "SELECT ticker, window_start = %s, subscribed, coverage_ratio, source "
+        "FROM coverage_5m ORDER BY 2 DESC, 1",
         START,
     )
     assert rows == [

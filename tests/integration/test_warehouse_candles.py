@@ -123,8 +123,9 @@ def test_a_window_becomes_candles(pipeline: Pipeline) -> None:
     )
     pipeline.build(WINDOW)
     rows = pipeline.query(
-        "SELECT ticker, market, event_time, event_date::text, open_price, high_price, low_price, close_price, "
-        "prev_close_price, twap_price, book_count, coverage_ratio, version FROM ohlc_5m_ticker ORDER BY ticker"
+        "SELECT ticker, market, event_time, event_date::text, open_price, high_price, low_price, "
+        "close_price, prev_close_price, twap_price, book_count, coverage_ratio, version "
+        "FROM ohlc_5m_ticker ORDER BY ticker"
     )
     twap = Decimal(100 * 60 + 110 * 60 + 90 * 120 + 95 * 60) / 300
     assert rows[0] == ("BTC", "KRW-BTC", START, "2025-02-02", 100, 110, 90, 95, None, twap, 4, 1.0, 1)
@@ -201,8 +202,10 @@ def test_an_older_build_never_replaces_a_newer_one(pipeline: Pipeline) -> None:
     pipeline.lake.commit([book(0, 100)])
     pipeline.build(WINDOW)
     # As if another run had written version 5 while this one was computing.
-    pipeline.query("INSERT INTO seal SELECT window_start, 5, 'x', revision, coverage_revision, sealed_at, files, "
-                   "rows, bytes, tickers, late_rows, quarantined FROM seal RETURNING 1")  # fmt: skip
+    pipeline.query(
+        "INSERT INTO seal SELECT window_start, 5, 'x', revision, coverage_revision, sealed_at, files, rows, "
+        "bytes, tickers, late_rows, quarantined FROM seal RETURNING 1"
+    )
     pipeline.query("UPDATE built SET version = 5 WHERE asset = 'ohlc_5m_ticker' RETURNING 1")
     pipeline.query("UPDATE ohlc_5m_ticker SET close_price = 7, version = 5 RETURNING 1")
     built = pipeline.candles(WINDOW)
@@ -236,7 +239,10 @@ def test_the_views_tell_longer_candles_and_a_series_without_holes(pipeline: Pipe
     pipeline.lake.through(start + FAR)
     for n in range(5):
         pipeline.build(Window.at(start).shifted(n))
-    days = "SELECT event_date::text, open_price, high_price, low_price, close_price, windows FROM ohlc_1d ORDER BY 1"
+    days = (
+        "SELECT event_date::text, open_price, high_price, low_price, close_price, windows "
+        "FROM ohlc_1d ORDER BY 1"
+    )
     assert pipeline.query(days) == [("2025-02-02", 10, 30, 10, 30, 2), ("2025-02-03", 20, 20, 20, 20, 1)]
     hours = "SELECT event_time, close_price FROM ohlc_1h ORDER BY 1"
     assert pipeline.query(hours) == [

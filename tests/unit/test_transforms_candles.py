@@ -17,7 +17,7 @@ from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
 from ingest_services.upbit.ticks import UNITS_PER_ONE, Ladder
 from tests.candle_reference import ReferenceCandle, read_book, reference_candles
-from tests.lake_builder import SEOUL, LakeBuilder, Level, Row, frame, instant, ms
+from tests.lake_builder import SEOUL, LakeBuilder, Level, Row, frame, instant
 
 START = instant("2025-02-02 16:05:00")
 WINDOW = Window.at(START)
@@ -69,7 +69,7 @@ def price_text(rng: random.Random, price: Decimal) -> str:
 
 
 def random_rows(rng: random.Random) -> list[Row]:
-    """Return books of some tickers on the exchange's tick grid, with everything that goes wrong with books."""
+    """Return books of some tickers on the exchange's tick grid, with all that goes wrong with books."""
     rows = []
     for ticker, quote in (
         ("AAA", "KRW"),
