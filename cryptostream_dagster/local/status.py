@@ -130,9 +130,11 @@ class Observer:
         """
         status = Status(self._source, url=url, children=dict(children))
         frames = [total(fetch_metrics(port), "cryptostream_producer_frames_total") for port in producers]
-        status.frames_per_s = self._rate(sum(filter(None, frames))) if any(frames) else None
+        known = [count for count in frames if count is not None]
+        status.frames_per_s = self._rate(sum(known)) if known else None
         lags = [total(fetch_metrics(port), "cryptostream_consumer_lag_records") for port in consumers]
-        status.lag = int(sum(filter(None, lags))) if any(lag is not None for lag in lags) else None
+        waiting = [lag for lag in lags if lag is not None]
+        status.lag = int(sum(waiting)) if waiting else None
         status.records = records_in(self._lake)
         self._ask_warehouse(status)
         return status
