@@ -1,6 +1,6 @@
 # Every target sets up what it needs: a virtual environment with exactly the locked dependencies.
 .DEFAULT_GOAL := help
-.PHONY: help install check test dev demo lock
+.PHONY: help install check test dev demo bench lock
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,6 +16,7 @@ help:
 	@echo "make demo    run it in a temporary folder and compare every candle with the truth"
 	@echo "make test    run every test (ARGS=... goes to pytest)"
 	@echo "make check   format, lint, types, import rules"
+	@echo "make bench   measure speed against named alternatives"
 	@echo "make lock    write requirements.lock from pyproject.toml (needs uv)"
 
 dev: install
@@ -32,6 +33,9 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: install
+	@set -e; for script in bench/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
 
 # The dev extra brings setuptools, so that the package itself is built from locked tools, too.
 lock:
