@@ -105,7 +105,7 @@ def read_consumers(path: Path) -> list[ConsumerSection]:
         other = owner.setdefault((section.topic, partition), name)
         if other != name:
             raise UserError(
-                f"{where} partition_number={partition}: [{other}] reads it already; give each partition to one"
+                f"{where} partition_number={partition}: [{other}] reads it already; each has one reader"
             )
         sections.append(section)
     return sections
@@ -131,7 +131,7 @@ def select(
 
 
 def partitions_of(sections: Iterable[ProducerSection]) -> dict[str, int]:
-    """Return how many partitions each topic has: exactly those that producer.conf names, 0 to n − 1.
+    """Return how many partitions each topic has: exactly those that producer.conf names, 0 to n - 1.
 
     Raises:
         UserError: If a topic's partitions have a hole.
