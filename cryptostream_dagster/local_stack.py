@@ -219,8 +219,8 @@ class Stack:
         if not options.live:
             self._start_simulator(sections, options.history_minutes if fresh else 0)
         self._start_postgres()
-        self._observer = Observer(self.source, open_store(self._settings["RAW_URL"]), self.dsn)
         self._run_errand("migrate")
+        self._observer = Observer(self.source, open_store(self._settings["RAW_URL"]), self.dsn)
         self._start_dagster()
         self._start_producer()
         # On an empty lake the history must be in Kafka first: a consumer that is quicker than the producer
