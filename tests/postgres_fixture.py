@@ -63,7 +63,7 @@ def postgres_server() -> Iterator[TestDatabase]:
 
     with (
         tempfile.TemporaryDirectory(prefix="cryptostream-postgres-") as folder,
-        EmbeddedPostgres(Path(folder) / "data", free_port()) as server,
+        EmbeddedPostgres(Path(folder) / "data", free_port(), parameters={"fsync": "off"}) as server,
     ):
         yield TestDatabase(server.host, server.port, server.user, server.password, server.database)
 

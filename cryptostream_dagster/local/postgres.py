@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -42,17 +43,26 @@ class EmbeddedPostgres:
         data_dir: The server's data folder; its parent must be writable.
         port: TCP port on 127.0.0.1.
         log_path: Where the server's own messages go (appended); default `<data_dir>.log`.
+        parameters: Server parameters beside the usual ones, such as `fsync` for a server whose data need not
+            outlive it.
     """
 
     host = HOST
     user = USER
     database = DATABASE
 
-    def __init__(self, data_dir: Path, port: int, log_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int,
+        log_path: Path | None = None,
+        parameters: Mapping[str, str] | None = None,
+    ) -> None:
         self.data_dir = data_dir.absolute()
         self.port = port
         self.log_path = (log_path or self.data_dir.with_name(self.data_dir.name + ".log")).absolute()
         self._password_path = self.data_dir.with_name(self.data_dir.name + ".password")
+        self._parameters = dict(parameters or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -174,6 +184,7 @@ class EmbeddedPostgres:
                     "-c", "unix_socket_directories=",
                     "-c", "timezone=UTC",
                     "-c", "log_timezone=UTC",
+                    *(part for item in self._parameters.items() for part in ("-c", "=".join(item))),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
