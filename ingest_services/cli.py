@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 
 import typer
 from rich.console import Console
@@ -23,17 +24,8 @@ def build_app() -> typer.Typer:
         help="Upbit order books: every frame kept for ever, and turned into research-grade tables.",
     )
     for entry_point in sorted(entry_points(group=COMMANDS_GROUP), key=lambda e: e.name != "ingest"):
-        try:
-            register = entry_point.load()
-        except ModuleNotFoundError as error:
-            # An optional half whose extra is not installed: its commands are left out. Anything else that is
-            # missing is a broken installation and must be seen.
-            if not entry_point.extras or (error.name or "").startswith(
-                ("ingest_services", "cryptostream_dagster")
-            ):
-                raise
-            continue
-        register(app)
+        if _is_whole(entry_point):
+            entry_point.load()(app)
     return app
 
 
@@ -46,3 +38,15 @@ def main() -> None:
             f"[bold red]error:[/] {escape(str(error))}"
         )
         sys.exit(2)
+
+
+def _is_whole(entry_point: EntryPoint) -> bool:
+    """Whether what the entry point's extras require is installed; without them its commands are left out."""
+    assert entry_point.dist is not None
+    for requirement in entry_point.dist.requires or ():
+        if any(f'extra == "{extra}"' in requirement for extra in entry_point.extras):
+            try:
+                distribution(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
+            except PackageNotFoundError:
+                return False
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import urllib.request
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from psycopg import connect
 
 from cryptostream_dagster.window import Window
 from ingest_services.lake import chain as chains
@@ -17,7 +19,7 @@ from ingest_services.lake.store import FolderStore
 from tests.broker import Broker
 from tests.pipe import wait_for, whole_pipe
 from tests.postgres_fixture import TestDatabase
-from tests.unit.test_readme import blocks
+from tests.unit.test_readme import README, blocks
 
 
 def test_the_readme_runs(
@@ -54,6 +56,11 @@ def test_the_readme_runs(
             wait_for(lambda: through() >= told["to_ms"] // 300_000 * 300_000, "the history to be committed")
     starts = range(told["from_ms"], told["to_ms"] // 300_000 * 300_000, 300_000)
     pipe.build(monkeypatch, [Window(datetime.fromtimestamp(start / 1000, UTC)) for start in starts])
+
+    with connect(database.dsn) as connection:
+        found = connection.execute("SELECT relname FROM pg_class UNION SELECT attname FROM pg_attribute")
+        names = {row[0] for row in found}
+    assert set(re.findall(r"`((?:ohlc|coverage)_\w+)`", README)) <= names
 
     for block in blocks("python"):
         done = subprocess.run(
