@@ -42,7 +42,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the temporary folder with its logs.")] = False,
 ) -> None:
     """Run the platform in a temporary folder and compare every candle with the simulator's truth."""
-    from cryptostream_dagster.local.demo import demo as run
+    from cryptostream_dagster.local_demo import demo as run
 
     raise typer.Exit(run(history_minutes, keep=keep))
 
