@@ -43,7 +43,7 @@ class PipelineSettings(IngestSettings):
     postgres_user: str | None = None
     postgres_password: SecretStr = SecretStr("")
     postgres_db: str | None = None
-    partitions_start: str = "2026-01-01T00:00+0900"
+    partitions_start: str = "2026-11-01T00:00+0900"
     seal_wait_s: float = Field(default=120.0, ge=0, lt=300)
     sensor_interval_s: int = Field(default=30, ge=1)
     schedule_grace_s: float = Field(default=60.0, ge=0)
