@@ -46,7 +46,7 @@ def _compose(settings: PipelineSettings, resources: Mapping[str, Any]) -> Defini
     partitions = window_partitions(settings)
     raw = raw_orderbook(partitions)
     parquet = orderbook_parquet(partitions, settings, raw)
-    job = build_job(partitions)
+    job = build_job()
     return Definitions(
         assets=[raw, parquet, ohlc_5m_ticker(partitions, parquet)],
         asset_checks=build_checks(partitions),

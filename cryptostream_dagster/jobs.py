@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dagster import AssetSelection, RunRequest, TimeWindowPartitionsDefinition, define_asset_job
+from dagster import AssetSelection, RunRequest, define_asset_job
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from cryptostream_dagster.assets.shell import GROUP
@@ -20,12 +20,11 @@ RANGE_END_TAG = "dagster/asset_partition_range_end"
 PARTITION_TAG = "dagster/partition"
 
 
-def build_job(partitions: TimeWindowPartitionsDefinition) -> UnresolvedAssetJobDefinition:
+def build_job() -> UnresolvedAssetJobDefinition:
     """Return the job."""
     return define_asset_job(
         JOB,
         selection=AssetSelection.groups(GROUP),
-        partitions_def=partitions,
         description="A window from the raw lake to candles; the schedule's and the sensor's job.",
     )
 

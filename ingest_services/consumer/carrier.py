@@ -352,7 +352,7 @@ class Carrier:
         if batch is not None:
             with metrics.COMMIT_SECONDS.time():
                 commit = self.sink.commit(
-                    chain.number, number, batch, lambda: self._require_topic(admin, chain)
+                    chain.number, number, batch, lambda: self._require_chain(admin, chain)
                 )
         if claim_ms is not None:
             reached = batch.next if batch else partition.committed
@@ -361,13 +361,18 @@ class Carrier:
             metrics.THROUGH.labels(chain.topic, number).set(claim_ms / 1000)
         return commit
 
-    def _require_topic(self, admin: KafkaAdminClient, chain: Chain) -> None:
-        """Wait for the broker to say that the topic is still the one whose records are in the buffers."""
+    def _require_chain(self, admin: KafkaAdminClient, chain: Chain) -> None:
+        """Wait for the broker to say that the topic is still the one whose records are in the buffers.
+
+        Raises:
+            LogChanged: If it is not, or if another writer saw a change that we did not, and closed the chain.
+            Stopped: If the broker does not answer until the process has to end.
+        """
         backoff_s = 0.1
         while True:
             try:
                 with self._admin_lock:
-                    topic_id, _ = kafka.topic_id(admin, chain.topic)
+                    topic_id, numbers = kafka.topic_id(admin, chain.topic)
                 break
             except kafka.TopicMissing as error:
                 raise LogChanged(str(error)) from error
@@ -376,10 +381,13 @@ class Carrier:
                 if self.sink.gave_up.wait(backoff_s):
                     raise Stopped(f"topic id of {chain.topic}: {error}") from error
                 backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
-        if topic_id != chain.topic_id:
+        if (topic_id, numbers) != (chain.topic_id, chain.partitions):
             raise LogChanged(
-                f"topic {chain.topic} has id {topic_id}, chain {chain.number} is of {chain.topic_id}"
+                f"topic {chain.topic} has id {topic_id} and partitions {list(numbers)}, "
+                f"chain {chain.number} is of {chain.topic_id} and {list(chain.partitions)}"
             )
+        if chains.is_closed(self.sink.store, chain):
+            raise LogChanged(f"chain {chain.number} is closed")
 
     def _drained(self) -> bool:
         return all(p.proven is not None and p.buffer.next >= p.proven[1] for p in self._partitions)

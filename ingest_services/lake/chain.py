@@ -148,6 +148,19 @@ def current_chain(chains: list[Chain], topic: str) -> Chain | None:
     return max((c for c in chains if c.topic == topic), key=lambda c: c.number, default=None)
 
 
+def is_closed(store: ObjectStore, chain: Chain) -> bool:
+    """Return whether another chain has closed this one, by as few reads as there are newer chains."""
+    number = chain.number + 1
+    while True:
+        try:
+            later = _read_chain(store, layout.chain_path(number))
+        except ObjectMissing:
+            return False
+        if later.predecessor == chain.number:
+            return True
+        number += 1
+
+
 def open_chain(
     store: ObjectStore,
     topic: str,

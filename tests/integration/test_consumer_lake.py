@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ from kafka import KafkaProducer
 
 from ingest_services import kafka
 from ingest_services.lake import chain as chains
+from ingest_services.lake import layout
 from ingest_services.lake.store import FolderStore
 from ingest_services.record import BOOK, HEARTBEAT, Covered, Envelope, Heartbeat, headers_of
 from tests.broker import Broker, running_broker
@@ -305,6 +307,33 @@ def test_a_re_created_topic_begins_a_new_chain_that_closes_the_old_one(tmp_path:
     old, new = chains.read_chains(FolderStore(pipe.lake))
     assert (new.predecessor, new.predecessor_end) == (old.number, {0: 50})
     assert read_partition(pipe.lake, 1, 0).records == {o: v for (_, o), v in first.items()}
+
+
+def test_a_writer_on_a_chain_that_another_closed_goes_on_in_the_new_one(pipe: Pipe) -> None:
+    pipe.send(book_records(100))
+    consumer = pipe.consume()
+    wait_for(lambda: pipe.log().count("carrying") == 2, "the consumer to begin")
+    wait_for(lambda: sum(oracle.commits for oracle in pipe.read()) == 2, "the first commits")
+    (first,) = chains.read_chains(FolderStore(pipe.lake))
+    tails = {number: oracle.next for number, oracle in enumerate(pipe.read())}
+    # Somebody else saw, say, a log rolled back on a partition that this writer does not read.
+    second = dataclasses.replace(
+        first, number=2, start=tails, predecessor=1, predecessor_end=tails, reason="test"
+    )
+    path = pipe.lake / layout.chain_path(2)
+    path.write_bytes(orjson.dumps(dataclasses.asdict(second), option=orjson.OPT_NON_STR_KEYS))
+    pipe.send(book_records(100, at_ms=time.time_ns() // 1_000_000 - MINUTE_MS))
+    assert pipe.stop(consumer) == 0, pipe.log()
+    successor = pipe.consume()
+    wait_for(lambda: pipe.log().count('"chain": 2') == 2, "the writer to take the new chain")
+    assert pipe.stop(successor) == 0, pipe.log()
+    assert [oracle.next for oracle in pipe.read(1)] == list(tails.values())
+    together = [
+        {**old.records, **read_partition(pipe.lake, 2, number, tails[number]).records}
+        for number, old in enumerate(pipe.read(1))
+    ]
+    for number, records in enumerate(together):
+        assert records == {offset: value for (p, offset), value in pipe.sent.items() if p == number}
 
 
 def test_a_lake_of_another_source_is_refused_before_anything_is_written(pipe: Pipe) -> None:

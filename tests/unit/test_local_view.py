@@ -10,9 +10,9 @@ from zoneinfo import ZoneInfo
 import pytest
 from rich.console import Console
 
-from cryptostream_dagster.local_demo import Difference, Key, Prices, compare, read_truth
 from cryptostream_dagster.local.status import Candle, Status
 from cryptostream_dagster.local.view import as_line, as_panel
+from cryptostream_dagster.local_demo import Difference, Key, Prices, compare, read_truth
 
 SEOUL = ZoneInfo("Asia/Seoul")
 
