@@ -28,7 +28,7 @@ class IngestSettings(BaseSettings):
         upbit_ws_url: The exchange's WebSocket endpoint.
         upbit_rest_url: The exchange's REST endpoint.
         depth: Order-book levels per side to subscribe to.
-        raw_url: The raw lake: `file:///folder` or `gs://bucket/prefix`.
+        raw_url: The raw lake: `file:///folder`.
         compression: Of raw objects.
         lateness_s: Seconds after a minute's end at which the minute is cut.
         memory_budget_mb: Buffered records per consumer process, MiB.
@@ -80,10 +80,12 @@ def load_settings(kind: type[SettingsT]) -> SettingsT:
     """Read one class of settings.
 
     Raises:
-        UserError: If a value is malformed; the line names the variable and the value.
+        UserError: If a value is malformed; the line names the variable and the value. If `.env` is no text.
     """
     try:
         return kind()
+    except UnicodeDecodeError as error:
+        raise UserError(f".env: is not UTF-8 text ({error}); write it anew") from error
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]).upper() if first["loc"] else "?"

@@ -87,12 +87,14 @@ class Carrier:
         settings: The process's settings.
         sink: Where batches go.
         stopping: Ends the work: read to the end (bounded), commit everything, return.
+        partition_budget: Bytes that one partition may hold in memory.
     """
 
     sections: Sequence[ConsumerSection]
     settings: IngestSettings
     sink: Sink
     stopping: threading.Event
+    partition_budget: int
     _partitions: list[Partition] = field(default_factory=list)
     _admin_lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -246,8 +248,7 @@ class Carrier:
     @property
     def _batch_bytes(self) -> int:
         # A partition holds at most two batches, one being read and one being committed, and one poll more.
-        budget = self.settings.memory_budget_mb << 20
-        return min(MAX_BATCH_BYTES, budget // (2 * len(self._partitions)))
+        return min(MAX_BATCH_BYTES, self.partition_budget // 2)
 
     def _settle(self, consumer: KafkaConsumer, partition: Partition) -> None:
         """Look after a job that ended."""

@@ -73,10 +73,15 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
         lambda what: metrics.RETRIES.labels(what).inc(),
         gave_up,
     )
+    # One budget for the process, however its sections are grouped.
+    partition_budget = (settings.memory_budget_mb << 20) // len(sections)
     groups = {section.group: [s for s in sections if s.group == section.group] for section in sections}
     try:
         with ThreadPoolExecutor(len(groups), "carrier") as carriers:
-            runs = [carriers.submit(Carrier(own, settings, sink, stopping).run) for own in groups.values()]
+            runs = [
+                carriers.submit(Carrier(own, settings, sink, stopping, partition_budget).run)
+                for own in groups.values()
+            ]
             for done in runs:
                 # One carrier's failure ends the process: a half-alive one looks healthy and is not.
                 done.add_done_callback(lambda _: stopping.set())

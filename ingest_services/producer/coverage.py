@@ -1,6 +1,6 @@
 """What one connection covered, told as heartbeats: computed from what was received, never guessed.
 
-The rules (docs: the Kafka record, heartbeats):
+The rules:
 
 * A ticker is covered from the first whole book of it that this connection delivered and that was kept.
 * Coverage is claimed up to a moment at which something was received, or up to a minute's end once something

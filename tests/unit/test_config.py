@@ -134,6 +134,13 @@ def test_a_malformed_setting_is_one_line(
         load_settings(IngestSettings)
 
 
+def test_an_env_file_that_is_no_text_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_bytes(b"DEPTH=\xff\xfe")
+    with pytest.raises(UserError, match=r"\.env: is not UTF-8 text"):
+        load_settings(IngestSettings)
+
+
 def test_the_environment_wins_over_the_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text("DEPTH=5\nLATENESS_S=1\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cryptostream_dagster.settings import PipelineSettings
+from ingest_services import config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -52,6 +53,14 @@ def test_every_command_and_option_of_the_readme_exists(words: list[str]) -> None
     assert done.returncode == 0, done.stderr
     for option in (word for word in words if word.startswith("--")):
         assert option in done.stdout
+
+
+def test_the_conf_files_of_the_readme_fit_each_other(tmp_path: Path) -> None:
+    for block in blocks("ini"):
+        (tmp_path / block.splitlines()[0].removeprefix("# ")).write_text(block)
+    partitions = config.partitions_of(config.read_producers(tmp_path / "producer.conf"))
+    consumers = config.read_consumers(tmp_path / "consumer.conf")
+    config.require_consumers(partitions, consumers, tmp_path / "consumer.conf")
 
 
 def test_the_files_that_the_readme_and_docs_link_to_exist() -> None:
