@@ -8,7 +8,10 @@ import matplotlib as mpl
 
 mpl.use("agg")  # no window, whatever the machine has
 
+import matplotlib.pyplot as plt
 import mplfinance as mpf
+import pandas as pd
+from matplotlib.figure import Figure
 
 from cryptostream_dagster.client import Client, Moment
 from ingest_services.errors import UserError
@@ -38,10 +41,29 @@ def draw(client: Client, ticker: str, start: Moment | None, end: Moment | None, 
     if frame.empty:
         raise UserError(f"{name}: there is no candle to draw in that time")
     path = out or Path(f"{name}.png")
+    figure = plot(frame, client.settings.market_time_zone)
+    try:
+        figure.savefig(path, dpi=110, bbox_inches="tight")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    finally:
+        plt.close(figure)
+    return path
+
+
+def plot(frame: pd.DataFrame, zone: str) -> Figure:
+    """Return the figure of some candles.
+
+    Args:
+        frame: As `Client.candles` returns it, not empty.
+        zone: Name of the zone of its index.
+    """
     simulated = frame.attrs["source"] == "simulator"
-    zone = client.settings.market_time_zone
     # mplfinance wants a volume only if asked for it, and times without a zone: the market's clock.
     prices = frame[list(_PRICES)].set_axis(["Open", "High", "Low", "Close"], axis=1).tz_localize(None)
+    figure: Figure
     figure, axes = mpf.plot(
         prices,
         type="candle",
@@ -54,7 +76,7 @@ def draw(client: Client, ticker: str, start: Moment | None, end: Moment | None, 
     )
     axes[0].yaxis.set_major_formatter("{x:,.12g}")
     figure.suptitle(
-        f"{name}, 5-minute candles of the mid price (quotes, not trades)\n"
+        f"{frame.attrs['ticker']}, 5-minute candles of the mid price (quotes, not trades)\n"
         f"{prices.index[0]:%Y-%m-%d %H:%M} to {prices.index[-1]:%Y-%m-%d %H:%M} {zone}, "
         + ("simulated data" if simulated else "source: Upbit"),
         fontsize=12,
@@ -66,10 +88,4 @@ def draw(client: Client, ticker: str, start: Moment | None, end: Moment | None, 
             transform=axes[0].transAxes, ha="center", va="center",
             fontsize=44, color="gray", alpha=0.25, rotation=20,
         )  # fmt: skip
-    try:
-        figure.savefig(path, dpi=110, bbox_inches="tight")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-    return path
+    return figure

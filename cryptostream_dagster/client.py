@@ -6,7 +6,7 @@
     client.books("BTC", "2025-02-02 16:00", "2025-02-02 16:10")
 
 Where the data is, is looked for in this order: the settings in the environment and in `.env`, if they say it
-(POSTGRES_HOST, PARQUET_URL); else the one local stack under `.cryptostream`, running or last run here.
+(POSTGRES_HOST, PARQUET_URL); else the local stack under `.cryptostream`: the one that runs, or the only one.
 `Client.from_state(".cryptostream/sim")` names one.
 
 Moments are strings or datetimes. One without a zone is on the market's clock (MARKET_TIME_ZONE), and indexes
@@ -28,8 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from dotenv import dotenv_values
 from pyarrow import fs
+from pydantic import ValidationError
 
-from cryptostream_dagster.local.state import ENV_FILE, STATES_FOLDER
+from cryptostream_dagster.local.state import ENV_FILE, STATES_FOLDER, is_held
 from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.warehouse.connection import connect
 from cryptostream_dagster.window import WINDOW, Window
@@ -114,16 +115,19 @@ class Client:
         for column in ("event_time", "first_book_at", "last_book_at", "built_at"):
             frame[column] = pd.to_datetime(frame[column], utc=True).dt.tz_convert(self.settings.zone)
         source = owner[0] if owner else self.settings.source
-        return _finish(frame.set_index("event_time"), name, source, exact=exact)
+        if not exact:
+            for column in frame.columns:
+                if _is_decimal(frame[column]):
+                    frame[column] = frame[column].astype("float64")
+        return _label(frame.set_index("event_time"), name, source)
 
-    def books(self, ticker: str, start: Moment, end: Moment, *, exact: bool = False) -> pd.DataFrame:
-        """Return order books, one row each: `ask_price1, ask_size1, bid_price1, …` and the totals.
+    def books(self, ticker: str, start: Moment, end: Moment) -> pd.DataFrame:
+        """Return order books, one row each: `ask_price1, ask_size1, bid_price1, …`, totals; float64.
 
         Args:
             ticker: `BTC` or `KRW-BTC`.
             start: First moment of exchange time.
             end: End, exclusive.
-            exact: `Decimal` where the file holds decimals, instead of float64.
 
         Returns:
             Books in order, indexed by `exchange_time`. Empty if there is none.
@@ -153,12 +157,12 @@ class Client:
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"PARQUET_URL={self.settings.parquet_url}: cannot be read ({error})") from error
         if not tables:
-            return _finish(pd.DataFrame(), name, self.settings.source, exact=exact)
+            return _label(pd.DataFrame(), name, self.settings.source)
         frame = pa.concat_tables(tables, promote_options="permissive").to_pandas()
         for column in frame.columns:
             if isinstance(frame[column].dtype, pd.DatetimeTZDtype):
                 frame[column] = frame[column].dt.tz_convert(self.settings.zone)
-        return _finish(frame.set_index("exchange_time"), name, self.settings.source, exact=exact)
+        return _label(frame.set_index("exchange_time"), name, self.settings.source)
 
     def close(self) -> None:
         """Close the connection; the next question opens another."""
@@ -219,10 +223,10 @@ def candles(
         return client.candles(ticker, start, end, exact=exact)
 
 
-def books(ticker: str, start: Moment, end: Moment, *, exact: bool = False) -> pd.DataFrame:
+def books(ticker: str, start: Moment, end: Moment) -> pd.DataFrame:
     """Return order books; see `Client.books`."""
     with Client() as client:
-        return client.books(ticker, start, end, exact=exact)
+        return client.books(ticker, start, end)
 
 
 def _find_settings() -> PipelineSettings:
@@ -235,10 +239,14 @@ def _find_settings() -> PipelineSettings:
             f"where is the data? {' and '.join(_WHERE)} are not set, and no local stack was started here "
             "(`make dev`)"
         )
-    if len(states) > 1:
-        names = " and ".join(map(str, states))
-        raise UserError(f'there are {names}: say which with Client.from_state("{states[0]}") or --state')
-    return _settings_of(states[0])
+    running = [state for state in states if is_held(state)]
+    if len(chosen := running or states) > 1:
+        names = " and ".join(map(str, chosen))
+        how = "both run" if running else "neither runs"
+        raise UserError(
+            f'there are {names} and {how}: say which with Client.from_state("{chosen[0]}") or --state'
+        )
+    return _settings_of(chosen[0])
 
 
 def _settings_of(state: Path) -> PipelineSettings:
@@ -248,7 +256,15 @@ def _settings_of(state: Path) -> PipelineSettings:
     values = dotenv_values(file, interpolate=False)
     # Given outright: what the environment of this process says is about another lake.
     given = {name.lower(): value for name, value in values.items() if value is not None}
-    return PipelineSettings(**{name: given[name] for name in PipelineSettings.model_fields if name in given})  # type: ignore[arg-type]
+    try:
+        return PipelineSettings(
+            **{name: given[name] for name in PipelineSettings.model_fields if name in given}  # type: ignore[arg-type]
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        where = file if name in given else "environment or .env"
+        raise UserError(f"{where}: {name.upper()}={first['input']!r}: {first['msg']}") from error
 
 
 def _ticker(name: str) -> str:
@@ -258,11 +274,7 @@ def _ticker(name: str) -> str:
         raise UserError(str(error)) from error
 
 
-def _finish(frame: pd.DataFrame, ticker: str, source: str, *, exact: bool) -> pd.DataFrame:
-    if not exact:
-        for column in frame.columns:
-            if _is_decimal(frame[column]):
-                frame[column] = frame[column].astype("float64")
+def _label(frame: pd.DataFrame, ticker: str, source: str) -> pd.DataFrame:
     frame.attrs |= {"ticker": ticker, "source": source}
     return frame
 

@@ -10,6 +10,10 @@ import typer
 HistoryMinutes = Annotated[
     int, typer.Option(min=0, max=1440, help="Minutes of back-dated simulated books for an empty lake.")
 ]
+# Three whole windows: the least that the demo compares.
+DemoMinutes = Annotated[
+    int, typer.Option(min=15, max=1440, help="Minutes of back-dated simulated books to begin with.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +42,7 @@ def dev(
 
 
 def demo(
-    history_minutes: HistoryMinutes = 30,
+    history_minutes: DemoMinutes = 30,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the temporary folder with its logs.")] = False,
 ) -> None:
     """Run the platform in a temporary folder and compare every candle with the simulator's truth."""

@@ -48,7 +48,7 @@ from cryptostream_dagster.settings import PipelineSettings
 from ingest_services import config
 from ingest_services.errors import UserError
 from ingest_services.lake.store import open_store
-from ingest_services.settings import load_settings
+from ingest_services.settings import IngestSettings, load_settings
 from ingest_services.upbit.markets import ticker_of
 
 WINDOW_S = 300
@@ -205,6 +205,9 @@ class Stack:
 
         self._settings = {
             "SOURCE": self.source,
+            "MARKET_TIME_ZONE": settings.market_time_zone,
+            "DEPTH": str(settings.depth),
+            **exchange_settings(None if options.live else self.ports["simulator"]),
             "RAW_URL": state.raw.as_uri(),
             "PARQUET_URL": state.parquet.as_uri(),
             "SPOOL_DIR": str(state.spool),
@@ -250,20 +253,24 @@ class Stack:
 
     def _start_simulator(self, sections: list[config.ProducerSection], history_minutes: int) -> None:
         port = self.ports["simulator"]
-        self._settings["UPBIT_WS_URL"] = f"ws://{LOOPBACK}:{port}/websocket/v1"
-        self._settings["UPBIT_REST_URL"] = f"http://{LOOPBACK}:{port}"
         tickers = [ticker_of(market) for section in sections for market in section.markets]
-        self._launch(
-            "simulator",
-            [
+
+        def command(minutes: int) -> list[str]:
+            return [
                 *_cryptostream("simulate"),
                 *("--port", str(port)),
                 *(("--tickers", ",".join(tickers)) if tickers else ()),
                 *("--rate", str(self.options.rate)),
-                *("--history-minutes", str(history_minutes)),
+                *("--history-minutes", str(minutes)),
                 # Another walk at every start: yesterday's over again would be no news.
                 *("--seed", str(random.randrange(2**31))),  # noqa: S311 - no secret
-            ],
+            ]
+
+        self._launch(
+            "simulator",
+            command(history_minutes),
+            # The history is in the lake, where a second one would mix other prices into the same windows.
+            again=lambda: command(0),
             stop_after=frozenset({"producer"}),
             stop_within_s=1.0,
         )
@@ -287,9 +294,9 @@ class Stack:
         assert self._postgres is not None
         # JSON is YAML, too.
         workspace.write_text(json.dumps({"load_from": [{"grpc_server": location}]}), encoding="utf-8")
-        instance = json.dumps(_instance(self._postgres), indent=2)
+        home = json.dumps(instance(self._postgres), indent=2)
         (self.state.dagster / "dagster.yaml").write_text(
-            f"# Written at every start.\n{instance}\n", encoding="utf-8"
+            f"# Written at every start.\n{home}\n", encoding="utf-8"
         )
         self._launch(
             "code",
@@ -528,6 +535,21 @@ class Stack:
         self.state.pids.unlink(missing_ok=True)
 
 
+def exchange_settings(simulator_port: int | None) -> dict[str, str]:
+    """Return the settings that say where the exchange is; None is the real one.
+
+    The real one is said outright, too: an address that the environment or `.env` still has of a simulator
+    would fill a lake that is labelled `upbit`.
+    """
+    if simulator_port is None:
+        names = ("upbit_ws_url", "upbit_rest_url")
+        return {name.upper(): IngestSettings.model_fields[name].default for name in names}
+    return {
+        "UPBIT_WS_URL": f"ws://{LOOPBACK}:{simulator_port}/websocket/v1",
+        "UPBIT_REST_URL": f"http://{LOOPBACK}:{simulator_port}",
+    }
+
+
 def is_quiet(now_s: float) -> bool:
     """Return whether a moment, s since the epoch, is well away from the ends of its window."""
     return QUIET_FROM_S <= now_s % WINDOW_S <= QUIET_TO_S
@@ -537,7 +559,7 @@ def _cryptostream(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "ingest_services", *arguments]
 
 
-def _instance(postgres: EmbeddedPostgres) -> dict[str, Any]:
+def instance(postgres: EmbeddedPostgres) -> dict[str, Any]:
     """The Dagster instance of a local stack, as dagster.yaml has it."""
     return {
         "storage": {
@@ -558,7 +580,16 @@ def _instance(postgres: EmbeddedPostgres) -> dict[str, Any]:
             "class": "QueuedRunCoordinator",
             "config": {"dequeue_interval_seconds": 1},
         },
-        "concurrency": {"runs": {"max_concurrent_runs": 2}},
+        # As in the root's dagster.yaml, at the size of one machine: the live window always finds a free slot.
+        "concurrency": {
+            "runs": {
+                "max_concurrent_runs": 3,
+                "tag_concurrency_limits": [
+                    {"key": "cryptostream/kind", "value": "reconcile", "limit": 1},
+                    {"key": "dagster/backfill", "limit": 1},
+                ],
+            }
+        },
         "run_monitoring": {"enabled": True, "max_runtime_seconds": 900},
         "retention": {
             "schedule": {"purge_after_days": {"skipped": 1, "success": 7, "failure": 30}},

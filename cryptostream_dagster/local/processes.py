@@ -15,9 +15,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -45,6 +45,7 @@ class Program:
         stop_within_s: Seconds it gets for that; then its process group is killed.
         whole_group: Whether the request to stop goes to its process group and not to its leader alone.
         vital: Whether the stack is of no use once it died; others are started again.
+        again: Makes the command line for that, where it is another one than the first.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Program:
     stop_within_s: float = 4.0
     whole_group: bool = False
     vital: bool = False
+    again: Callable[[], Sequence[str]] | None = None
 
     @property
     def kind(self) -> str:
@@ -113,6 +115,8 @@ class Child:
 
     def restart(self) -> None:
         """Start it again."""
+        if self.program.again is not None:
+            self.program = replace(self.program, command=self.program.again())
         self.process = _launch(self.program)
         self.started = time.monotonic()
         self.restart_at = None

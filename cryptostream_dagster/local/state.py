@@ -18,6 +18,7 @@ from ingest_services.errors import UserError
 
 STATES_FOLDER = Path(".cryptostream")
 ENV_FILE = "env"
+LOCK_FILE = "lock"
 
 # A handful, as the embedded broker keeps everything in memory; two sections show what partitions are for.
 _PRODUCER_CONF = """\
@@ -83,7 +84,7 @@ class StateFolder:
         self.consumer_conf = self.root / "consumer.conf"
         self.env_file = self.root / ENV_FILE
         self.pids = self.root / "pids.json"
-        self._lock = self.root / "lock"
+        self._lock = self.root / LOCK_FILE
         self._memory = self.root / "memory.json"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -167,6 +168,22 @@ class StateFolder:
             return "by another process that is just starting"
         url = f", Dagster at {holder['url']}" if "url" in holder else ", still starting"
         return f"process {holder['pid']}{url}"
+
+
+def is_held(root: Path) -> bool:
+    """Return whether a stack runs on a state folder."""
+    try:
+        descriptor = os.open(root / LOCK_FILE, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        # Shared, so that two who ask at once do not take each other for a stack.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _replace(path: Path, text: str) -> None:

@@ -13,29 +13,21 @@ import urllib.request
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 from prometheus_client.parser import text_string_to_metric_families
 
 from cryptostream_dagster.local.ports import LOOPBACK
+from cryptostream_dagster.warehouse import queries
+from cryptostream_dagster.warehouse.queries import Candle
 from ingest_services.lake import chain as chains
 from ingest_services.lake.store import ObjectStore
 
 _TIMEOUT_S = 2.0
 
 Samples = Mapping[str, list[tuple[Mapping[str, str], float]]]
-
-
-@dataclass(frozen=True)
-class Candle:
-    """The newest candle of a ticker; prices as text, in the exchange's digits."""
-
-    ticker: str
-    start: datetime
-    close: str
-    books: int
 
 
 @dataclass
@@ -48,8 +40,8 @@ class Status:
         frames_per_s: Frames that the producer received, per second.
         records: Records that the raw lake holds.
         lag: Records between the consumer and the end of the broker's log.
-        last_window: Start of the newest window with a candle.
-        windows: Number of windows with candles.
+        last_window: Start of the newest window whose candles are built, data or not.
+        windows: Number of such windows that began in the last 24 hours.
         candles: The newest candle of each ticker.
         children: State by program name.
     """
@@ -156,14 +148,11 @@ class Observer:
         try:
             if self._connection is None:
                 self._connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=2)
-            rows = self._connection.execute(
-                "SELECT DISTINCT ON (ticker) ticker, event_time, trim_scale(close_price)::text, book_count"
-                " FROM ohlc_5m_ticker ORDER BY ticker, event_time DESC"
-            ).fetchall()
-            status.candles = [Candle(*row) for row in rows]
-            status.last_window = max((candle.start for candle in status.candles), default=None)
-            row = self._connection.execute("SELECT count(DISTINCT event_time) FROM ohlc_5m_ticker").fetchone()
-            status.windows = row[0] if row else None
+            status.candles = queries.newest_candles(self._connection)
+            last = queries.last_built_window(self._connection)
+            status.last_window = last.start if last else None
+            since = datetime.now(UTC) - timedelta(days=1)
+            status.windows = queries.windows_built_since(self._connection, since)
         except psycopg.errors.UndefinedTable:
             pass  # Not migrated yet: nothing is known, and the connection is as good as before.
         except psycopg.Error:

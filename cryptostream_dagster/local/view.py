@@ -97,8 +97,8 @@ def as_panel(status: Status, zone: ZoneInfo, hint: str = "Ctrl-C stops everythin
     for column in ("ticker", "last candle", "close (mid)", "books"):
         candles.add_column(column, justify="left" if column == "ticker" else "right")
     for candle in status.candles[:SHOWN_TICKERS]:
-        start = candle.start.astimezone(zone)
-        candles.add_row(candle.ticker, f"{start:%H:%M}", candle.close, f"{candle.books:,}")
+        start, close = candle.event_time.astimezone(zone), candle.close_price.normalize()
+        candles.add_row(candle.ticker, f"{start:%H:%M}", f"{close:f}", f"{candle.book_count:,}")
     if len(status.candles) > SHOWN_TICKERS:
         candles.add_row(f"… {len(status.candles) - SHOWN_TICKERS} more", "", "", "")
     children = Text("   ").join(
@@ -129,7 +129,7 @@ def _figures(status: Status, zone: ZoneInfo) -> list[tuple[str, str]]:
         ("records in the lake", UNKNOWN if status.records is None else f"{status.records:,}"),
         ("broker lag", UNKNOWN if status.lag is None else f"{status.lag:,}"),
         ("last window", f"{last.astimezone(zone):%Y-%m-%d %H:%M %Z}" if last else UNKNOWN),
-        ("windows", UNKNOWN if status.windows is None else f"{status.windows:,}"),
+        ("windows in 24 h", UNKNOWN if status.windows is None else f"{status.windows:,}"),
     ]
 
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Literal
 from zoneinfo import ZoneInfo
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import psycopg
 import pyarrow as pa
@@ -57,10 +59,8 @@ def write_books(root: Path, start: datetime, times: list[datetime]) -> None:
     path = root / f"ticker=BTC/{local:year=%Y/month=%m/day=%d/hour=%H}/BTC-{local:%Y%m%d%H%M}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     stamps = pa.array(times, pa.timestamp("ms", tz="UTC"))
-    sizes = pa.array([Decimal("0.5")] * len(times), pa.decimal128(20, 10))
-    pq.write_table(
-        pa.table({"exchange_time": stamps, "ticker": ["BTC"] * len(times), "ask_size1": sizes}), path
-    )
+    table = {"exchange_time": stamps, "ticker": ["BTC"] * len(times), "ask_size1": [0.5] * len(times)}
+    pq.write_table(pa.table(table), path)
 
 
 def test_candles_are_on_the_market_clock_and_end_is_exclusive(ours: Client) -> None:
@@ -103,7 +103,6 @@ def test_books_come_from_every_window_of_the_range_over_midnight(
     stamps = [f"{moment:%d %H:%M:%S}" for moment in frame.index]
     assert stamps == ["02 23:56:40", "02 23:59:59", "03 00:00:00"]
     assert frame["ask_size1"].dtype == "float64"
-    assert ours.books("BTC", midnight, midnight + STEP, exact=True)["ask_size1"].iloc[0] == Decimal("0.5")
     assert ours.books("ETH", midnight, midnight + STEP).empty
     assert ours.books("BTC", "2030-01-01", "2030-01-02").empty
 
@@ -133,12 +132,39 @@ def test_a_local_stack_is_found_without_a_word_unless_there_are_two(
     assert len(client.candles("BTC")) == 4
     assert client.books("BTC", START, START + STEP).empty
     StateFolder(Path(".cryptostream/live")).write_env(found | {"SOURCE": "upbit"})
-    with pytest.raises(UserError, match=r"\.cryptostream/live and \.cryptostream/sim"):
+    both = r"\.cryptostream/live and \.cryptostream/sim and {}: say which with Client\.from_state"
+    with pytest.raises(UserError, match=both.format("neither runs")):
         client.candles("BTC")
+    with StateFolder(Path(".cryptostream/live")).held():
+        assert client.candles("BTC").attrs["source"] == "upbit"
+        with (
+            StateFolder(Path(".cryptostream/sim")).held(),
+            pytest.raises(UserError, match=both.format("both run")),
+        ):
+            client.candles("BTC")
+    with StateFolder(Path(".cryptostream/sim")).held():
+        assert client.candles("BTC").attrs["source"] == "simulator"
     with Client.from_state(".cryptostream/live") as live:
         assert live.candles("BTC").attrs["source"] == "upbit"
     with pytest.raises(UserError, match="was a local stack ever started"):
         Client.from_state("nowhere")
+
+
+def test_a_client_has_the_zone_of_its_stack_whatever_the_shell_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MARKET_TIME_ZONE", "America/New_York")
+    StateFolder(tmp_path).write_env({"MARKET_TIME_ZONE": "Europe/Berlin"})
+    assert Client.from_state(tmp_path).settings.market_time_zone == "Europe/Berlin"
+
+
+def test_a_malformed_value_of_a_stack_is_one_line_that_names_file_key_and_value(tmp_path: Path) -> None:
+    StateFolder(tmp_path).write_env({"POSTGRES_PORT": "many"})
+    with pytest.raises(UserError) as refused:
+        Client.from_state(tmp_path)
+    line = str(refused.value)
+    assert line.startswith(f"{tmp_path / 'env'}: POSTGRES_PORT='many': ")
+    assert len(line.splitlines()) == 1
 
 
 def test_whose_candles_they_are_is_what_the_database_says(
@@ -160,10 +186,29 @@ def test_settings_in_the_environment_come_before_a_local_stack(
     assert client.candles("BTC").attrs["source"] == "upbit"
 
 
-def test_a_chart_is_a_picture_and_says_that_its_data_is_simulated(ours: Client, tmp_path: Path) -> None:
+def test_a_chart_is_a_picture(ours: Client, tmp_path: Path) -> None:
     path = chart.draw(ours, "BTC", None, None, tmp_path / "chart.png")
     assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match="there is no candle"):
         chart.draw(ours, "ETH", None, None, tmp_path / "none.png")
     with pytest.raises(UserError, match="cannot be written"):
         chart.draw(ours, "BTC", None, None, tmp_path / "no-folder" / "chart.png")
+
+
+@pytest.mark.parametrize(
+    ("source", "title", "watermarks"),
+    [("simulator", "simulated data", ["SIMULATED DATA"]), ("upbit", "source: Upbit", [])],
+)
+def test_a_chart_says_whose_data_it_shows(
+    settings: PipelineSettings, source: Literal["simulator", "upbit"], title: str, watermarks: list[str]
+) -> None:
+    with Client(settings.model_copy(update={"source": source})) as theirs:
+        frame = theirs.candles("BTC")
+    figure = chart.plot(frame, "Asia/Seoul")
+    assert figure.get_suptitle().splitlines() == [
+        "BTC, 5-minute candles of the mid price (quotes, not trades)",
+        f"2025-02-02 16:00 to 2025-02-02 16:15 Asia/Seoul, {title}",
+    ]
+    written = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert [text for text in written if text] == watermarks
+    plt.close(figure)

@@ -64,8 +64,7 @@ def test_first_candles_come_within_a_minute_and_the_client_finds_them(local_stac
         first = candles.index[0]
         books = client.books("BTC", first, candles.index[1])
         assert len(books) >= candles["book_count"].iloc[0] > 300
-        exact = client.books("BTC", first, candles.index[1], exact=True)
-        mid = (Decimal(exact["ask_price1"].iloc[0]) + Decimal(exact["bid_price1"].iloc[0])) / 2
+        mid = sum(Decimal(str(books[column].iloc[0])) for column in ("ask_price1", "bid_price1")) / 2
         assert mid == client.candles("BTC", exact=True)["open_price"].iloc[0]
 
 
@@ -129,13 +128,21 @@ def test_ctrl_c_leaves_nothing_and_the_next_start_goes_on(local_stack: LocalStac
     until(lambda: len(chains.read_chains(store)) == known + 1, 20)
 
 
-def test_a_producer_that_dies_is_started_again_and_a_broker_that_dies_ends_the_stack(
+def test_what_dies_is_started_again_with_no_second_history_and_a_broker_that_dies_ends_the_stack(
     local_stack: LocalStack,
 ) -> None:
+    simulator = local_stack.pids()["simulator"]
+    command = psutil.Process(simulator).cmdline()
+    os.kill(simulator, signal.SIGKILL)
     producer = local_stack.pids()["producer"]
     os.kill(producer, signal.SIGKILL)
     until(lambda: "producer ended with SIGKILL" in local_stack.said(), 5)
     until(lambda: local_stack.pids().get("producer") not in (None, producer), 10)
+    until(lambda: local_stack.pids().get("simulator") not in (None, simulator), 10)
+    again = psutil.Process(local_stack.pids()["simulator"]).cmdline()
+    assert again[again.index("--history-minutes") + 1] == "0"
+    # Another walk: the same one from its beginning would be the same prices at another time.
+    assert again[again.index("--seed") + 1] != command[command.index("--seed") + 1]
 
     family = local_stack.family()
     os.kill(local_stack.pids()["broker"], signal.SIGKILL)

@@ -270,11 +270,37 @@ def test_the_questions_of_the_status_view(pipeline: Pipeline) -> None:
     assert queries.last_built_window(pipeline.connection) == WINDOW.shifted(1)
     newest = queries.newest_candles(pipeline.connection)
     assert [(candle.ticker, candle.close_price) for candle in newest] == [("BTC", 200), ("ETH", 5)]
-    between = queries.candles_between(pipeline.connection, START, WINDOW.end, "BTC")
-    assert [candle.close_price for candle in between] == [100]
-    assert len(queries.candles_between(pipeline.connection, START, START + FAR)) == 3
-    paths = queries.parquet_paths(pipeline.connection, START, START + FAR, "BTC")
-    assert [path[-16:-8] for path in paths] == ["02021605"[-8:], "02021610"[-8:]]
+    assert queries.windows_built_since(pipeline.connection, START) == 2
+    assert queries.windows_built_since(pipeline.connection, WINDOW.end) == 1
+    # A window of silence is built, too.
+    pipeline.build(WINDOW.shifted(2))
+    assert queries.last_built_window(pipeline.connection) == WINDOW.shifted(2)
+    assert queries.newest_candles(pipeline.connection) == newest
+
+
+def test_the_status_view_never_reads_the_whole_candle_table(pipeline: Pipeline) -> None:
+    pipeline.lake.commit([book(0, 100)])
+    pipeline.build(WINDOW)
+    connection = pipeline.connection
+    connection.execute(
+        "INSERT INTO ohlc_5m_ticker SELECT ticker, market, event_time - n * interval '10 s', event_date, "
+        "1, 1, 1, 1, NULL, NULL, 1, now(), now(), NULL, NULL, 1, now() "
+        "FROM ohlc_5m_ticker, generate_series(1, 9999) AS n"
+    )
+    connection.execute("ANALYZE")
+    filled = pipeline.value("SELECT DISTINCT tableoid::regclass::text FROM ohlc_5m_ticker")
+    plans: list[str] = []
+
+    class Explained:
+        def execute(self, text: str, arguments: object = None) -> Any:
+            plans.append(str(connection.execute("EXPLAIN " + text, arguments).fetchall()))  # type: ignore[call-overload]
+            return connection.execute(text, arguments)  # type: ignore[call-overload]
+
+    for question in (queries.last_built_window, queries.newest_candles):
+        question(Explained())  # type: ignore[operator]
+    queries.windows_built_since(Explained(), START)  # type: ignore[arg-type]
+    assert len(plans) == 3
+    assert not [plan for plan in plans if f"Seq Scan on {filled}" in plan]
 
 
 def test_parquet_that_was_lost_is_written_again(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -110,6 +110,17 @@ def test_a_child_that_keeps_dying_is_started_again_ever_more_slowly(tmp_path: Pa
     assert delays == [1, 2, 4, 8, 16, 30, 30]
 
 
+def test_a_child_may_be_started_again_with_another_command_line(tmp_path: Path) -> None:
+    def again() -> list[str]:
+        return [sys.executable, "-c", "print('no history')"]
+
+    child = start(tmp_path, "brief", "print('ready', flush=True)", again=again)
+    until(lambda: not child.alive, 5)
+    child.restart()
+    until(lambda: not child.alive, 5)
+    assert (tmp_path / "children.log").read_text().splitlines() == ["ready", "no history"]
+
+
 def test_leftovers_are_found_by_session_and_strangers_are_left_alone(tmp_path: Path) -> None:
     listing = tmp_path / "pids.json"
     deaf = start(tmp_path, "deaf", DEAF)

@@ -10,9 +10,10 @@ from zoneinfo import ZoneInfo
 import pytest
 from rich.console import Console
 
-from cryptostream_dagster.local.status import Candle, Status
+from cryptostream_dagster.local.status import Status
 from cryptostream_dagster.local.view import as_line, as_panel
 from cryptostream_dagster.local_demo import Difference, Key, Prices, compare, read_truth
+from cryptostream_dagster.warehouse.queries import Candle
 
 SEOUL = ZoneInfo("Asia/Seoul")
 
@@ -42,7 +43,7 @@ def test_the_view_shows_numbers_on_the_market_clock_and_children_in_trouble() ->
         lag=0,
         last_window=start,
         windows=6,
-        candles=[Candle("BTC", start, "95000500", 612)],
+        candles=[Candle("BTC", start, Decimal("95000500.0000000000"), 612)],
         children={"broker": "running", "producer": "restarting"},
     )
     panel, line = rendered(status), as_line(status, SEOUL)
@@ -51,7 +52,7 @@ def test_the_view_shows_numbers_on_the_market_clock_and_children_in_trouble() ->
         "12.3",
         "12,345",
         "16:05",
-        "95000500",
+        "95000500 ",
         "612",
         "producer restarting",
     ):
