@@ -22,7 +22,8 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from rich.console import Console
 from rich.table import Table
 
-from cryptostream_dagster.local.broker import LOOPBACK, free_port, start_broker, stop_broker
+from cryptostream_dagster.local.broker import start_broker, stop_broker
+from cryptostream_dagster.local.ports import LOOPBACK, free_port
 from ingest_services import kafka
 from ingest_services.lake import chain as chains
 from ingest_services.lake.store import FolderStore

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from cryptostream_dagster.local.broker import LOOPBACK, free_port, start_broker, stop_broker
+from cryptostream_dagster.local.broker import start_broker, stop_broker
+from cryptostream_dagster.local.ports import LOOPBACK, free_port
 from ingest_services.kafka import create_topics
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cryptostream_dagster.local.broker import free_port
+from cryptostream_dagster.local.ports import free_port
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.steps import candle_step, parquet_step, seal_step

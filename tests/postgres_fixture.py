@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from cryptostream_dagster.local.ports import free_port
 
 _numbers = itertools.count(1)
 
@@ -39,12 +40,6 @@ class TestDatabase:
             "POSTGRES_PASSWORD": self.password,
             "POSTGRES_DB": self.name,
         }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

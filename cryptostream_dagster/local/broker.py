@@ -8,16 +8,15 @@ topics (`ingest_services.kafka`) and supervision of the whole stack.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from importlib.resources import files
 from pathlib import Path
 from typing import IO
 
+from cryptostream_dagster.local.ports import LOOPBACK, answers
 from ingest_services.errors import UserError
 
-LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 5.0
 _POLL_S = 0.02
@@ -81,14 +80,6 @@ def broker_environment() -> dict[str, str]:
     }
 
 
-def free_port() -> int:
-    """Return a loopback port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def start_broker(port: int, log: IO[bytes] | int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
     """Start a broker and return once it accepts connections.
 
@@ -99,13 +90,13 @@ def start_broker(port: int, log: IO[bytes] | int = subprocess.DEVNULL) -> subpro
     Raises:
         UserError: If the port is taken, or the broker ends or stays silent for `START_TIMEOUT_S`.
     """
-    if _answers(port):
+    if answers(port):
         raise UserError(f"port {port} on {LOOPBACK} is in use; the embedded broker needs a free one")
     process = subprocess.Popen(
         broker_command(port), env=broker_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
     )
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not _answers(port):
+    while not answers(port):
         if process.poll() is not None:
             raise UserError(f"the embedded broker on port {port} ended at once (status {process.returncode})")
         if time.monotonic() > deadline:
@@ -123,11 +114,3 @@ def stop_broker(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _answers(port: int) -> bool:
-    try:
-        socket.create_connection((LOOPBACK, port), timeout=1).close()
-    except OSError:
-        return False
-    return True

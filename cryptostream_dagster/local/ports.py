@@ -45,7 +45,7 @@ def choose(usual: Mapping[str, int], remembered: Mapping[str, int]) -> dict[str,
     chosen: dict[str, int] = {}
     for name, first in usual.items():
         candidates = [remembered[name]] if name in remembered else []
-        candidates += range(first, first + TRIES) if first else (_any_port() for _ in range(TRIES))
+        candidates += range(first, first + TRIES) if first else (free_port() for _ in range(TRIES))
         for port in candidates:
             if port not in chosen.values() and is_free(port):
                 chosen[name] = port
@@ -55,7 +55,8 @@ def choose(usual: Mapping[str, int], remembered: Mapping[str, int]) -> dict[str,
     return chosen
 
 
-def _any_port() -> int:
+def free_port() -> int:
+    """Return a loopback port that nobody listens on at this moment."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]

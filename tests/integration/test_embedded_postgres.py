@@ -6,9 +6,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from cryptostream_dagster.local.ports import free_port
 from cryptostream_dagster.local.postgres import EmbeddedPostgres
 from ingest_services.errors import UserError
-from tests.postgres_fixture import free_port
 
 
 def test_data_survives_a_stop_and_a_killed_owner(postgres_folder: Path) -> None:

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from cryptostream_dagster.local.broker import free_port, start_broker
+from cryptostream_dagster.local.broker import start_broker
+from cryptostream_dagster.local.ports import free_port
 from ingest_services import kafka
 from ingest_services.errors import UserError
 from ingest_services.kafka import TopicMissing, connect_admin, create_topics, topic_id

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
-from cryptostream_dagster.local.broker import free_port
+from cryptostream_dagster.local.ports import free_port
 from ingest_services.config import ProducerSection
 from ingest_services.errors import UserError
 from ingest_services.kafka import client_config, create_topics
