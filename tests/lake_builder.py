@@ -103,7 +103,9 @@ class LakeBuilder:
         self._tokens = itertools.count(1)
         layout.claim_lake(self.store, self.source, "Asia/Seoul")
         log = dict.fromkeys(range(self.partitions), 0)
-        self.chain = chains.open_chain(self.store, "orderbook", self.topic_id, log, log, ms(self.since))
+        self.chain = chains.open_chain(
+            self.store, "orderbook", self.topic_id, log, log, ms(self.since)
+        )
         self.next = dict(log)
 
     def commit(
@@ -216,12 +218,12 @@ class LakeBuilder:
         )
 
 
-def heartbeat(start: datetime, end: datetime, *tickers: str) -> tuple[Heartbeat, int]:
+def heartbeat(
+    start: datetime, end: datetime, *tickers: str, section: str = "upbit_producer1"
+) -> tuple[Heartbeat, int]:
     """Return a heartbeat that covered [start, end) of some tickers, and when it was received."""
     from_us, to_us = ms(start) * 1000, ms(end) * 1000
-    beat = Heartbeat(
-        "upbit_producer1", "upbit_producer1-test-1", tickers, (Covered(from_us, to_us, tickers),)
-    )
+    beat = Heartbeat(section, f"{section}-test-1", tickers, (Covered(from_us, to_us, tickers),))
     return beat, to_us + 1000
 
 

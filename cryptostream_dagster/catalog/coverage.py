@@ -1,24 +1,32 @@
 """Coverage of a window: over which share of it every change of a book was received, by heartbeats alone.
 
-None is *unknown*: the window ended before anybody reported what they listened to. 0.0 is known absence.
+None is *unknown*: the window ended before anybody reported what they listened to. 0.0 is known absence: a
+producer section that falls silent is still expected, and what it listened to last was not listened to.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
+import orjson
 import psycopg
 from zstandard import ZstdError
 
 from cryptostream_dagster.sql import load_sql
 from cryptostream_dagster.window import WINDOW_S, Window
 from ingest_services.errors import UserError
+from ingest_services.lake.chain import CommitFile
 from ingest_services.lake.coverage import covered_intervals, covered_us, read_heartbeats
 from ingest_services.lake.lines import decompress
 from ingest_services.lake.store import ObjectMissing, ObjectStore
 from ingest_services.record import Heartbeat
 
 _PACKAGE = "cryptostream_dagster.catalog"
+
+# A section that was not heard for longer was taken out of service: its tickers are no gap for ever.
+EXPECTED_FOR = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +35,7 @@ class Coverage:
 
     Attributes:
         known: Whether heartbeats existed by then; if not, every ratio is None.
-        ratios: Share of the window, 0 to 1, by subscribed ticker.
+        ratios: Share of the window, 0 to 1, by subscribed ticker, those of silent sections included.
     """
 
     known: bool
@@ -66,17 +74,55 @@ def window_coverage(connection: psycopg.Connection, store: ObjectStore, window: 
     heartbeats: list[Heartbeat] = []
     for (path,) in paths:
         try:
-            heartbeats += read_heartbeats(decompress(path, store.get(path)))
+            heartbeats += _read(store, path)
         except ObjectMissing as error:
             raise UserError(f"{store.url}/{path}: a commit names it, but it is not there") from error
         except (ValueError, ZstdError) as error:
             raise UserError(f"{store.url}/{path}: {error}") from error
     start_us, end_us = window.start_ms * 1000, window.end_ms * 1000
-    return Coverage(
-        True,
+    ratios = {
+        ticker: covered_us(intervals, start_us, end_us) / (WINDOW_S * 1_000_000)
+        for ticker, intervals in covered_intervals(heartbeats).items()
+    }
+    for ticker in _expected(connection, window, {heartbeat.section for heartbeat in heartbeats}):
+        ratios.setdefault(ticker, 0.0)
+    return Coverage(True, ratios)
+
+
+def note_subscriptions(
+    connection: psycopg.Connection, store: ObjectStore, files: Iterable[CommitFile]
+) -> None:
+    """Remember what each section was subscribed to, from objects that join the catalog.
+
+    Args:
+        connection: In the transaction that takes the objects in.
+        store: The lake.
+        files: Objects; those without heartbeats are passed over.
+    """
+    newest: dict[tuple[str, datetime], tuple[int, tuple[str, ...]]] = {}
+    for file in files:
+        if file.kind != "heartbeat":
+            continue
+        start = Window.at(datetime.fromtimestamp(file.minute_ms / 1000, UTC)).start
+        try:
+            heartbeats = _read(store, file.path)
+        except (ObjectMissing, ValueError, ZstdError):
+            # One bad or expired object must not stop every window; sealing its own window names it.
+            continue
+        for heartbeat in heartbeats:  # in the order of the log: the last one stays
+            key = (heartbeat.section, start)
+            if key not in newest or newest[key][0] <= file.max_received_us:
+                newest[key] = (file.max_received_us, heartbeat.subscribed)
+    if not newest:
+        return
+    connection.execute(
+        load_sql(_PACKAGE, "note_subscriptions"),
         {
-            ticker: covered_us(intervals, start_us, end_us) / (WINDOW_S * 1_000_000)
-            for ticker, intervals in covered_intervals(heartbeats).items()
+            "sections": [section for section, _ in newest],
+            "windows": [start for _, start in newest],
+            "received": [received_us for received_us, _ in newest.values()],
+            # As JSON: arrays of arrays would have to be of one length.
+            "tickers": [orjson.dumps(tickers).decode() for _, tickers in newest.values()],
         },
     )
 
@@ -93,17 +139,32 @@ def record_coverage(
         source: Whose data it is.
         tickers: Those with books.
     """
+    listed = sorted({*tickers, *coverage.ratios})
     rows = [
         (ticker, ticker in coverage.ratios, coverage.ratios.get(ticker, 0.0) if coverage.known else None)
-        for ticker in sorted({*tickers, *coverage.ratios})
+        for ticker in listed
     ]
+    connection.execute(load_sql(_PACKAGE, "forget_coverage"), {"start": window.start, "tickers": listed})
     connection.execute(
         load_sql(_PACKAGE, "record_coverage"),
         {
             "start": window.start,
             "source": source,
-            "tickers": [row[0] for row in rows],
+            "tickers": listed,
             "subscribed": [row[1] for row in rows],
             "ratios": [row[2] for row in rows],
         },
     )
+
+
+def _expected(connection: psycopg.Connection, window: Window, heard: set[str]) -> set[str]:
+    """Return the tickers of the sections that were heard before the window, but not in it."""
+    rows = connection.execute(
+        load_sql(_PACKAGE, "last_subscriptions"),
+        {"start": window.start, "since": window.start - EXPECTED_FOR},
+    )
+    return {ticker for section, tickers in rows if section not in heard for ticker in tickers}
+
+
+def _read(store: ObjectStore, path: str) -> list[Heartbeat]:
+    return read_heartbeats(decompress(path, store.get(path)))

@@ -9,6 +9,7 @@ from itertools import islice
 
 import psycopg
 
+from cryptostream_dagster.catalog.coverage import note_subscriptions
 from cryptostream_dagster.sql import load_sql
 from ingest_services.errors import UserError
 from ingest_services.lake.chain import Chain, Commit, commits_from, read_chains, read_progress
@@ -118,6 +119,7 @@ def _sync_step(connection: psycopg.Connection, store: ObjectStore, chain: int, p
         if not commits:
             return False
         _insert(connection, commits)
+        note_subscriptions(connection, store, (file for commit in commits for file in commit.files))
         connection.execute(
             "UPDATE lake_partition SET next_offset = %s WHERE chain = %s AND partition = %s",
             (commits[-1].next, chain, partition),

@@ -174,7 +174,9 @@ def test_a_window_that_does_not_complete_says_who_is_behind(pipeline: Pipeline) 
 def test_a_closed_chain_is_over_once_its_commits_are_in(pipeline: Pipeline) -> None:
     lake, connection = pipeline.lake, pipeline.connection
     lake.commit([book()])
-    second = chains.open_chain(lake.store, "orderbook", "topic-2", {0: 0, 1: 0}, {0: 0, 1: 0}, ms(START))
+    second = chains.open_chain(
+        lake.store, "orderbook", "topic-2", {0: 0, 1: 0}, {0: 0, 1: 0}, ms(START)
+    )
     assert second.predecessor == 1
     for partition in (0, 1):
         chains.write_progress(lake.store, chains.Progress(2, partition, 0, ms(WINDOW.end), ms(WINDOW.end)))
@@ -227,19 +229,83 @@ def test_coverage_is_unknown_before_the_first_heartbeat_and_zero_in_silence(pipe
     unknown, partial, silent = (pipeline.seal(w).coverage for w in (WINDOW, WINDOW.shifted(1), later))
     assert (unknown.mean, unknown.least) == (None, None)
     assert partial.ratios == {"BTC": 0.7, "ETH": 0.6}
-    assert (silent.mean, silent.ratios) == (0.0, {})
+    assert (silent.mean, silent.ratios) == (0.0, {"BTC": 0.0})
     rows = pipeline.query(
         "SELECT ticker, window_start = %s, subscribed, coverage_ratio, source "
-        "FROM coverage_5m ORDER BY 2 DESC, 1",
+        "FROM coverage_5m ORDER BY 2 DESC, 1, window_start",
         START,
     )
     assert rows == [
         ("BTC", True, False, None, "simulator"),
         ("BTC", False, True, 0.7, "simulator"),
+        ("BTC", False, True, 0.0, "simulator"),
         ("ETH", False, True, 0.6, "simulator"),
         ("XRP", False, False, 0.0, "simulator"),
     ]
     assert window_coverage(pipeline.connection, lake.store, WINDOW) == unknown
+
+
+def ratios(pipeline: Pipeline, window: Window) -> dict[str, float | None]:
+    """Seal a window and return the rows that it has in `coverage_5m`."""
+    pipeline.seal(window)
+    return dict(
+        pipeline.query(
+            "SELECT ticker, coverage_ratio FROM coverage_5m WHERE subscribed AND window_start = %s",
+            window.start,
+        )
+    )
+
+
+def test_silence_is_zero_for_whoever_was_subscribed_last_in_whatever_order_windows_are_sealed(
+    pipeline: Pipeline,
+) -> None:
+    lake = pipeline.lake
+    other = {"section": "upbit_producer2"}
+    lake.commit(heartbeats=[heartbeat(START, START + MINUTE, "XRP", **other)], partition=1)
+    lake.commit(heartbeats=covered_minutes(START, 1, "BTC", "ETH", "OLD"))
+    # OLD is delisted, and the section ends at once; then the other one falls silent, too.
+    lake.commit(heartbeats=covered_minutes(WINDOW.end, 5, "BTC", "ETH"))
+    lake.through(WINDOW.shifted(3000).end)
+    # The newest first: nothing was sealed before the silent ones.
+    for silent in (WINDOW.shifted(2000), WINDOW.shifted(2)):
+        assert ratios(pipeline, silent) == {"BTC": 0.0, "ETH": 0.0, "XRP": 0.0}
+    assert ratios(pipeline, WINDOW.shifted(1)) == {"BTC": 1.0, "ETH": 1.0, "XRP": 0.0}
+    assert ratios(pipeline, WINDOW) == {"BTC": 0.2, "ETH": 0.2, "OLD": 0.2, "XRP": 0.2}
+    # Who was not heard for a week is not expected any more; the mean says that nobody listened.
+    assert ratios(pipeline, WINDOW.shifted(2500)) == {}
+    assert pipeline.seal(WINDOW.shifted(2500)).coverage.mean == 0.0
+
+
+def test_a_heartbeat_that_comes_late_takes_back_what_was_carried_forward(pipeline: Pipeline) -> None:
+    lake = pipeline.lake
+    lake.commit(heartbeats=covered_minutes(START, 5, "BTC", "OLD"))
+    silent = WINDOW.shifted(1)
+    lake.through(silent.end)
+    assert ratios(pipeline, silent) == {"BTC": 0.0, "OLD": 0.0}
+    lake.commit(heartbeats=covered_minutes(silent.start, 5, "BTC"))
+    assert ratios(pipeline, silent) == {"BTC": 1.0}
+
+
+def test_of_a_sections_heartbeats_the_one_received_last_says_what_it_is_subscribed_to(
+    pipeline: Pipeline,
+) -> None:
+    lake = pipeline.lake
+    lake.commit(heartbeats=[heartbeat(START + MINUTE, START + 2 * MINUTE, "BTC")])
+    lake.commit(heartbeats=[heartbeat(START, START + MINUTE, "BTC", "OLD")])  # it waited in the spool
+    silent = WINDOW.shifted(1)
+    lake.through(silent.end)
+    assert ratios(pipeline, silent) == {"BTC": 0.0}
+
+
+def test_a_heartbeat_object_that_is_gone_fails_its_own_window_only(pipeline: Pipeline) -> None:
+    lake = pipeline.lake
+    (gone,) = lake.commit([book()], covered_minutes(START, 1, "OLD")).files[1:]
+    (lake.folder / gone.path).unlink()
+    lake.commit(heartbeats=covered_minutes(WINDOW.end, 5, "BTC"))
+    lake.through(WINDOW.shifted(1).end)
+    assert ratios(pipeline, WINDOW.shifted(1)) == {"BTC": 1.0}
+    with pytest.raises(UserError, match="not there"):
+        pipeline.seal(WINDOW)
 
 
 def test_candidates_are_the_windows_whose_built_state_is_behind(pipeline: Pipeline) -> None:
