@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     import psycopg
 
 
+# Mean coverage of a window that is an alarm: 1 % is three seconds, less than a producer's restart takes.
+ENOUGH_COVERAGE = 0.99
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """A check: its file, the asset that it is about, and what it means to people.
@@ -47,6 +51,12 @@ QUESTIONS = (
         "offsets_contiguous",
         "raw_orderbook",
         "The sealed commits follow each other without a hole, and the broker had every offset.",
+        AssetCheckSeverity.WARN,
+    ),
+    Question(
+        "listened",
+        "raw_orderbook",
+        f"Mean coverage of the subscribed tickers is at least {ENOUGH_COVERAGE}, or unknown.",
         AssetCheckSeverity.WARN,
     ),
     Question("rows_add_up", "orderbook_parquet", "Sealed rows = written + duplicates + rejected."),
@@ -86,14 +96,15 @@ def _build_check(question: Question, partitions: TimeWindowPartitionsDefinition)
                         partition=key,
                     )
                 )
-        bad = {key: detail for key, (violations, detail) in results.items() if violations}
         return AssetCheckResult(
-            passed=not bad,
+            passed=not any(violations for violations, _ in results.values()),
             severity=question.severity,
             metadata=_metadata(
                 sum(violations for violations, _ in results.values()),
                 "; ".join(
-                    f"{key}: {detail}" if len(keys) > 1 else str(detail) for key, detail in bad.items()
+                    f"{key}: {detail}" if len(keys) > 1 else detail
+                    for key, (_, detail) in results.items()
+                    if detail
                 ),
             ),
         )
@@ -102,9 +113,10 @@ def _build_check(question: Question, partitions: TimeWindowPartitionsDefinition)
 
 
 def ask(connection: "psycopg.Connection", question: Question, window: Window) -> tuple[int, str | None]:
-    """Return how many things of a window are wrong, and which."""
+    """Return how many things of a window are wrong, and which; or why it cannot be said."""
     query = load_sql("cryptostream_dagster.warehouse", question.name, "checks")
-    row = connection.execute(query, {"start": window.start}).fetchone()
+    arguments = {"start": window.start, "end": window.end, "enough": ENOUGH_COVERAGE}
+    row = connection.execute(query, arguments).fetchone()
     return (0, None) if row is None else (int(row[0]), row[1])
 
 

@@ -19,7 +19,7 @@ from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.sensors import windows_of_runs
 from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.window import Window
-from tests.lake_builder import LakeBuilder, Row, covered_minutes, frame, instant, ms
+from tests.lake_builder import LakeBuilder, Row, covered_minutes, frame, heartbeat, instant, ms
 from tests.pipeline import pipeline_settings
 from tests.postgres_fixture import TestDatabase
 
@@ -96,6 +96,7 @@ def test_the_graph_is_what_the_design_says(world: World) -> None:
     assert all(node.description and node.owners for node in nodes)
     assert {check.name for check in graph.asset_check_keys} == {
         "offsets_contiguous",
+        "listened",
         "rows_add_up",
         "prices_in_order",
         "books_have_candles",
@@ -119,7 +120,7 @@ def test_a_run_materializes_a_window_with_metadata_and_passing_checks(world: Wor
     assert (candles["dagster/row_count"], candles["books"], candles["new"]) == (2, 3, 2)
     assert candles["data_version"] == raw["digest"]
     checks = result.get_asset_check_evaluations()
-    assert len(checks) == 4
+    assert len(checks) == 5
     assert all(check.passed for check in checks)
     assert world.query("SELECT ticker, close_price FROM ohlc_5m_ticker ORDER BY 1") == [
         ("BTC", 110),
@@ -150,10 +151,33 @@ def test_a_check_fails_when_its_promise_is_broken(world: World) -> None:
         results = {question.name: ask(connection, question, WINDOW) for question in QUESTIONS}
     assert results == {
         "offsets_contiguous": (2, "chain 1 partition 0: 2 offsets"),
+        "listened": (0, "unknown: no heartbeat is that old"),
         "rows_add_up": (3, "sealed 1, accounted for -2"),
         "prices_in_order": (1, "BTC"),
         "books_have_candles": (1, "BTC"),
     }
+
+
+def test_a_window_in_which_too_little_was_listened_to_warns_and_names_the_worst(world: World) -> None:
+    beats = covered_minutes(WINDOW.end, 5, *(f"T{n}" for n in range(200)))
+    beats.append(heartbeat(WINDOW.end, WINDOW.end + timedelta(minutes=1), "BTC", section="upbit_producer2"))
+    world.lake.commit([book(0, 100), book(301, 100)], beats)
+    world.lake.through(START + timedelta(hours=1))
+    evaluations = []
+    for key in KEYS:
+        result = world.run(key)
+        assert result.success  # a warning, not an error
+        evaluations += [e for e in result.get_asset_check_evaluations() if e.check_name == "listened"]
+    assert [(e.passed, e.severity) for e in evaluations] == [
+        (passed, dg.AssetCheckSeverity.WARN) for passed in (True, True, False)
+    ]
+    unknown, well, silent = (e.metadata.get("detail") for e in evaluations)
+    assert unknown is not None
+    assert unknown.value == "unknown: no heartbeat is that old"
+    assert well is None  # one of 201 tickers has 0.2: the mean is 0.996
+    assert silent is not None
+    assert str(silent.value).startswith("mean coverage 0; worst: BTC 0, T0 0, ")
+    assert evaluations[2].metadata["violations"].value == 201
 
 
 def test_a_window_that_cannot_be_complete_fails_with_who_is_behind(world: World) -> None:
