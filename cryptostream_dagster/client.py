@@ -242,7 +242,7 @@ def _find_settings() -> PipelineSettings:
     running = [state for state in states if is_held(state)]
     if len(chosen := running or states) > 1:
         names = " and ".join(map(str, chosen))
-        how = "both run" if running else "neither runs"
+        how = "all of them run" if running else "none of them runs"
         raise UserError(
             f'there are {names} and {how}: say which with Client.from_state("{chosen[0]}") or --state'
         )

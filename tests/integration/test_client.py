@@ -133,13 +133,13 @@ def test_a_local_stack_is_found_without_a_word_unless_there_are_two(
     assert client.books("BTC", START, START + STEP).empty
     StateFolder(Path(".cryptostream/live")).write_env(found | {"SOURCE": "upbit"})
     both = r"\.cryptostream/live and \.cryptostream/sim and {}: say which with Client\.from_state"
-    with pytest.raises(UserError, match=both.format("neither runs")):
+    with pytest.raises(UserError, match=both.format("none of them runs")):
         client.candles("BTC")
     with StateFolder(Path(".cryptostream/live")).held():
         assert client.candles("BTC").attrs["source"] == "upbit"
         with (
             StateFolder(Path(".cryptostream/sim")).held(),
-            pytest.raises(UserError, match=both.format("both run")),
+            pytest.raises(UserError, match=both.format("all of them run")),
         ):
             client.candles("BTC")
     with StateFolder(Path(".cryptostream/sim")).held():
