@@ -132,7 +132,10 @@ def parquet_step(connection: psycopg.Connection, window: Window, settings: Pipel
         )
         tickers = builder.build(
             window,
-            [RawObject(file.path, file.ticker, file.chain, file.rows, file.bytes) for file in files],
+            [
+                RawObject(file.path, file.ticker, file.chain, file.rows, file.bytes, file.crc32c)
+                for file in files
+            ],
             _provenance(seal, files, settings),
         )
         connection.execute("DELETE FROM parquet_file WHERE window_start = %s", (window.start,))

@@ -1,7 +1,8 @@
 """Raw objects of a sealed window → one Parquet object per ticker.
 
 Lines that do not fit the schema are rejected and counted, duplicates removed and counted, and nothing else is
-lost: sealed rows = written rows + duplicates + rejected, for every ticker, or the build fails.
+lost: sealed rows = written rows + duplicates + rejected, each counted by itself, for every ticker, or the
+build fails.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from cryptostream_dagster.sql import load_sql
@@ -39,6 +40,7 @@ class RawObject:
         chain: Chain of the commit that names it; part of the rows' order.
         rows: Lines that the commit says it has.
         bytes: Its size, as the commit says.
+        crc32c: Of the object as stored, 8 hex digits, as the commit says.
     """
 
     path: str
@@ -46,6 +48,7 @@ class RawObject:
     chain: int
     rows: int
     bytes: int
+    crc32c: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,15 @@ class TickerBooks:
     rows: int
     duplicates: int
     rejected: int
+
+
+class _Counts(NamedTuple):
+    """What a ticker's lines are, as counted before the rows are made."""
+
+    ticker: str
+    sealed_rows: int
+    rejected: int
+    duplicates: int
 
 
 def parquet_path(ticker: str, window: Window, zone: ZoneInfo) -> str:
@@ -124,6 +136,7 @@ class BookBuilder:
 
         Raises:
             UserError: If an object is missing, is not what its commit says, or cannot be written.
+            RuntimeError: If the rows do not add up, which is a fault of ours.
         """
         results: list[TickerBooks] = []
         with (
@@ -148,20 +161,17 @@ class BookBuilder:
                 session.close()
         return sorted(results, key=lambda result: result.ticker)
 
-    def _build_batch(
-        self, session: Any, batch: list[RawObject], folder: Path
-    ) -> list[tuple[tuple[str, int, int], Any]]:
-        """Return for each ticker of a batch its name, sealed rows and rejected rows, and its table."""
+    def _build_batch(self, session: Any, batch: list[RawObject], folder: Path) -> list[tuple[_Counts, Any]]:
+        """Return for each ticker of a batch what its lines are, and its table."""
         self._check_sizes(batch)
         files = [str(file) for file in self._raw.fetch([item.path for item in batch], folder)]
         self._load(session, batch, files)
-        counts = session.execute(
-            "SELECT ticker, count(*), count(*) FILTER (WHERE NOT fits) FROM line GROUP BY ticker"
-        ).fetchall()
         names = ", ".join(column.name for column in level_columns(self._depth))
+        session.execute(load_sql(_PACKAGE, "repeats").format(level_names=names))
+        counts = [_Counts(*row) for row in session.execute(load_sql(_PACKAGE, "count_lines")).fetchall()]
         books = session.sql(load_sql(_PACKAGE, "books").format(level_names=names)).to_arrow_table()
-        session.execute("DROP TABLE line")
-        return [(count, _rows_of(books, count[0])) for count in counts]
+        session.execute("DROP TABLE line; DROP TABLE repeat")
+        return [(count, _rows_of(books, count.ticker)) for count in counts]
 
     def _load(self, session: Any, batch: list[RawObject], files: list[str]) -> None:
         import duckdb
@@ -204,13 +214,17 @@ class BookBuilder:
                 )
 
     def _write_ticker(
-        self, window: Window, table: Any, counts: tuple[str, int, int], provenance: Mapping[str, str]
+        self, window: Window, table: Any, counts: _Counts, provenance: Mapping[str, str]
     ) -> TickerBooks:
         import pyarrow as pa
         from pyarrow import parquet
 
-        ticker, sealed_rows, rejected = counts
-        duplicates = sealed_rows - rejected - table.num_rows
+        ticker, sealed_rows, rejected, duplicates = counts
+        if sealed_rows != table.num_rows + duplicates + rejected:
+            raise RuntimeError(
+                f"{ticker}: {sealed_rows} sealed rows are not {table.num_rows} written + {duplicates} "
+                f"duplicates + {rejected} rejected: rows were lost on the way to Parquet"
+            )
         path, size = "", 0
         if table.num_rows:
             path = parquet_path(ticker, window, self._zone)

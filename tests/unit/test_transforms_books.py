@@ -35,7 +35,9 @@ class Room:
     def build_files(
         self, files: Sequence[CommitFile], depth: int = 15, raw: Storage | None = None, **options: Any
     ) -> dict[str, books.TickerBooks]:
-        objects = [books.RawObject(f.path, f.ticker, 1, f.rows, f.bytes) for f in files if f.kind == "book"]
+        objects = [
+            books.RawObject(f.path, f.ticker, 1, f.rows, f.bytes, f.crc32c) for f in files if f.kind == "book"
+        ]
         builder = books.BookBuilder(
             raw or open_storage("RAW_URL", self.lake.url), self.parquet, depth, SEOUL, **options
         )
@@ -152,6 +154,24 @@ def test_lines_that_do_not_fit_are_rejected_and_counted(room: Room) -> None:
     ]
     result = room.build([Row(value, T0 * 1000, "BTC") for value in [good, *bad]])["BTC"]
     assert (result.sealed_rows, result.rows, result.duplicates, result.rejected) == (9, 1, 0, 8)
+
+
+def test_a_row_that_gets_lost_is_no_duplicate_but_stops_the_build(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = books.load_sql
+
+    def lossy(package: str, name: str) -> str:
+        text = load(package, name)
+        return text.replace("WHERE fits", 'WHERE fits AND "offset" <> 1') if name == "books" else text
+
+    files = room.lake.commit([book(T0), book(T0), book(T0 + 1), book(T0 + 1)]).files
+    assert room.build_files(files)["BTC"].duplicates == 2
+    monkeypatch.setattr(books, "load_sql", lossy)
+    assert room.build_files(files)["BTC"].rows == 2  # offset 1 is a duplicate: its loss is none
+    monkeypatch.setattr(books, "load_sql", lambda *names: lossy(*names).replace("<> 1", "<> 2"))
+    with pytest.raises(RuntimeError, match="BTC: 4 sealed rows are not 1 written"):
+        room.build_files(files)
 
 
 def test_a_ticker_whose_every_line_is_rejected_has_no_object(room: Room) -> None:

@@ -29,7 +29,7 @@ def candles_of(folder: Path, rows: list[Row], threads: int = 2) -> dict[str, Tic
     files = lake.commit(rows).files
     parquet = open_storage("PARQUET_URL", (folder / "parquet").as_uri())
     builder = BookBuilder(open_storage("RAW_URL", lake.url), parquet, 5, SEOUL)
-    objects = [RawObject(f.path, f.ticker, 1, f.rows, f.bytes) for f in files]
+    objects = [RawObject(f.path, f.ticker, 1, f.rows, f.bytes, f.crc32c) for f in files]
     built = builder.build(WINDOW, objects, {})
     paths = [result.path for result in built if result.path]
     return {candle.ticker: candle for candle in window_candles(parquet, paths, WINDOW, threads)}
