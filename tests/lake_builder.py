@@ -104,7 +104,7 @@ class LakeBuilder:
         layout.claim_lake(self.store, self.source, "Asia/Seoul")
         log = dict.fromkeys(range(self.partitions), 0)
         self.chain = chains.open_chain(
-            self.store, "orderbook", self.topic_id, log, log, ms(self.since)
+            self.store, "orderbook", self.topic_id, log, lambda: log, ms(self.since)
         )
         self.next = dict(log)
 

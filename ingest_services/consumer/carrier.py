@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import structlog
@@ -38,6 +39,8 @@ MAX_FILES_PER_COMMIT = 2_000
 MAX_BATCH_BYTES = 16 << 20
 BROKER_TIMEOUT_S = 10.0
 DRAIN_S = 3.0
+MIN_REOPEN_S = 1.0
+CHECK_CHAIN_S = 5.0
 
 log = structlog.get_logger()
 
@@ -97,6 +100,7 @@ class Carrier:
     partition_budget: int
     _partitions: list[Partition] = field(default_factory=list)
     _admin_lock: threading.Lock = field(default_factory=threading.Lock)
+    _began: bool = False
 
     def run(self) -> None:
         """Carry until told to stop; begin anew whenever a topic turns out to be another one.
@@ -105,12 +109,21 @@ class Carrier:
             UserError: If the broker cannot be reached or a section names a partition that is not there.
             Stopped: If the store failed until the process had to end.
         """
+        pause_s = MIN_REOPEN_S
         while not self.stopping.is_set():
             try:
                 self._carry()
             except (LogChanged, OffsetOutOfRangeError) as change:
                 log.warning("topic changed, looking again", cause=str(change))
-                self.stopping.wait(1.0)
+                pause_s = MIN_REOPEN_S
+            except (UserError, KafkaError) as error:
+                # At the start it is a mistake that a person should see; later the broker or the topic went
+                # away under us, and comes back.
+                if not self._began:
+                    raise
+                log.error("cannot carry, trying again", cause=str(error), again_in_s=pause_s)
+                pause_s = min(2 * pause_s, MAX_BACKOFF_S)
+            self.stopping.wait(pause_s)
 
     def _carry(self) -> None:
         group = self.sections[0].group
@@ -126,11 +139,20 @@ class Carrier:
         )
         # One thread a partition: a job mostly waits for its uploads. One more asks the broker for log ends.
         jobs = ThreadPoolExecutor(len(self.sections), "commit")
-        questions = ThreadPoolExecutor(1, "log-ends")
-        admin = kafka.connect_admin(self.settings.kafka_bootstrap)
-        try:
+        questions = ThreadPoolExecutor(2, "questions")
+        with ExitStack() as closing:
+            closing.callback(consumer.close, timeout_ms=1000)
+            admin = kafka.connect_admin(self.settings.kafka_bootstrap)
+            closing.callback(admin.close)
+            closing.callback(self._partitions.clear)
+            closing.callback(jobs.shutdown, wait=True, cancel_futures=True)
+            closing.callback(questions.shutdown, wait=False, cancel_futures=True)
             self._open(consumer, admin)
+            self._began = True
             question: Future[dict[TopicPartition, int]] | None = None
+            committed: dict[TopicPartition, int] = {}
+            check: Future[None] | None = None
+            check_at = time.monotonic() + CHECK_CHAIN_S
             due_ms = 0
             drain_until = float("inf")
             while True:
@@ -144,56 +166,64 @@ class Carrier:
                 for partition in self._partitions:
                     self._settle(consumer, partition)
                 if question is not None and question.done():
-                    self._learn(question, due_ms)
+                    self._learn(question, due_ms, committed)
                     question = None
+                if check is not None and check.done():
+                    check.result()
+                    check = None
+                if check is None and time.monotonic() >= check_at:
+                    # Between commits, too: a topic without records would go unnoticed until the next minute.
+                    check = questions.submit(self._require_chains, admin)
+                    check_at = time.monotonic() + CHECK_CHAIN_S
                 now_ms = time.time_ns() // 1_000_000
                 newly_due_ms = int(now_ms - self.settings.lateness_s * 1000) // MINUTE_MS * MINUTE_MS
                 if question is None and (newly_due_ms > due_ms or self._unproven(due_ms)):
                     due_ms = newly_due_ms
                     positions = {p.tp: p.buffer.next for p in self._partitions}
+                    committed = {p.tp: p.committed for p in self._partitions}
                     question = questions.submit(log_ends, config, positions, BROKER_TIMEOUT_S)
                 for partition in self._partitions:
                     self._advance(jobs, admin, partition)
                 if drain_until < float("inf") and (self._drained() or time.monotonic() > drain_until):
                     break
             self._finish(consumer, jobs, admin)
-        finally:
-            questions.shutdown(wait=False, cancel_futures=True)
-            jobs.shutdown(wait=True, cancel_futures=True)
-            self._partitions.clear()
-            admin.close()
-            consumer.close(timeout_ms=1000)
 
     def _open(self, consumer: KafkaConsumer, admin: KafkaAdminClient) -> None:
         """Find the chain of every topic, and begin each partition at its chain's tail."""
         for topic in dict.fromkeys(section.topic for section in self.sections):
-            topic_id, numbers = kafka.topic_id(admin, topic)
-            for section in self.sections:
-                if section.topic == topic and section.partition not in numbers:
-                    raise UserError(
-                        f"{self.settings.consumer_conf} [{section.name}] "
-                        f"partition_number={section.partition}: "
-                        f"topic {topic} has partitions {numbers[0]} to {numbers[-1]}"
-                    )
-            tps = [TopicPartition(topic, number) for number in numbers]
-            starts = consumer.beginning_offsets(tps, timeout_ms=BROKER_TIMEOUT_S * 1000)
-            config = kafka.client_config(self.settings.kafka_bootstrap)
-            ends = log_ends(config, starts, BROKER_TIMEOUT_S)
-            chain = chains.open_chain(
-                self.sink.store,
-                topic,
-                topic_id,
-                {tp.partition: offset for tp, offset in starts.items()},
-                {tp.partition: offset for tp, offset in ends.items()},
-                time.time_ns() // 1_000_000,
-            )
-            for section in self.sections:
-                if section.topic == topic:
-                    tp = TopicPartition(topic, section.partition)
-                    self._partitions.append(self._begin(consumer, section, chain, starts[tp]))
+            self._open_topic(consumer, admin, topic)
         consumer.assign([partition.tp for partition in self._partitions])
         for partition in self._partitions:
             consumer.seek(partition.tp, partition.buffer.next)
+
+    def _open_topic(self, consumer: KafkaConsumer, admin: KafkaAdminClient, topic: str) -> None:
+        topic_id, numbers = kafka.topic_id(admin, topic)
+        sections = [section for section in self.sections if section.topic == topic]
+        for section in sections:
+            if section.partition not in numbers:
+                raise UserError(
+                    f"{self.settings.consumer_conf} [{section.name}] "
+                    f"partition_number={section.partition}: "
+                    f"topic {topic} has partitions {numbers[0]} to {numbers[-1]}"
+                )
+        tps = [TopicPartition(topic, number) for number in numbers]
+        starts = consumer.beginning_offsets(tps, timeout_ms=BROKER_TIMEOUT_S * 1000)
+        log_start = {tp.partition: offset for tp, offset in starts.items()}
+        config = kafka.client_config(self.settings.kafka_bootstrap)
+        store = self.sink.store
+
+        def log_end() -> dict[int, int]:
+            ends = log_ends(config, starts, BROKER_TIMEOUT_S)
+            return {tp.partition: offset for tp, offset in ends.items()}
+
+        def open_chain() -> Chain:
+            now_ms = time.time_ns() // 1_000_000
+            return chains.open_chain(store, topic, topic_id, log_start, log_end, now_ms)
+
+        chain = self.sink.persist("chain", open_chain)
+        for section in sections:
+            tp = TopicPartition(topic, section.partition)
+            self._partitions.append(self._begin(consumer, section, chain, starts[tp]))
 
     def _begin(
         self, consumer: KafkaConsumer, section: ConsumerSection, chain: Chain, log_start: int
@@ -203,14 +233,17 @@ class Carrier:
             hint = consumer.committed(tp, timeout_ms=BROKER_TIMEOUT_S * 1000)
         except KafkaTimeoutError:
             hint = None
-        tail = chains.find_tail(self.sink.store, chain, section.partition, hint)
+        store = self.sink.store
+        tail = self.sink.persist("tail", lambda: chains.find_tail(store, chain, section.partition, hint))
         buffer = Buffer(tail)
         if log_start > tail:
             log.error(
                 "the broker no longer has what comes next", section=section.name, lost=[tail, log_start]
             )
             buffer.advance(log_start)
-        claimed = chains.read_progress(self.sink.store, chain.number, section.partition)
+        claimed = self.sink.persist(
+            "progress", lambda: chains.read_progress(store, chain.number, section.partition)
+        )
         log.info(
             "carrying", section=section.name, chain=chain.number, partition=section.partition, offset=tail
         )
@@ -286,8 +319,9 @@ class Carrier:
 
     def _start_over(self, consumer: KafkaConsumer, partition: Partition, fence: Fenced) -> None:
         """Another writer is at work: forget the buffer and go on at the tail."""
-        tail = chains.find_tail(
-            self.sink.store, partition.chain, partition.section.partition, partition.committed
+        store, number = self.sink.store, partition.section.partition
+        tail = self.sink.persist(
+            "tail", lambda: chains.find_tail(store, partition.chain, number, partition.committed)
         )
         log.warning("another writer was first", section=partition.section.name, at=str(fence), tail=tail)
         metrics.FENCED.labels(partition.section.name).inc()
@@ -301,7 +335,12 @@ class Carrier:
             p.through_ms < due_ms and (p.proven is None or p.proven[0] < due_ms) for p in self._partitions
         )
 
-    def _learn(self, question: Future[dict[TopicPartition, int]], due_ms: int) -> None:
+    def _learn(
+        self,
+        question: Future[dict[TopicPartition, int]],
+        due_ms: int,
+        committed: Mapping[TopicPartition, int],
+    ) -> None:
         try:
             ends = question.result()
         except OffsetOutOfRangeError:
@@ -311,8 +350,9 @@ class Carrier:
             return
         for partition in self._partitions:
             end = ends[partition.tp]
-            if end < partition.committed:
-                raise LogChanged(f"{partition.tp} ends at {end}, committed is {partition.committed}")
+            # Against what was committed when we asked: a later commit may lie beyond the answer.
+            if end < committed[partition.tp]:
+                raise LogChanged(f"{partition.tp} ends at {end}, committed is {committed[partition.tp]}")
             partition.proven = (due_ms, end)
 
     def _advance(self, jobs: ThreadPoolExecutor, admin: KafkaAdminClient, partition: Partition) -> None:
@@ -355,12 +395,19 @@ class Carrier:
                 commit = self.sink.commit(
                     chain.number, number, batch, lambda: self._require_chain(admin, chain)
                 )
+        else:
+            # A claim speaks of this topic's log, too: what the broker answered may have been another's.
+            self._require_chain(admin, chain)
         if claim_ms is not None:
             reached = batch.next if batch else partition.committed
             self.sink.claim(Progress(chain.number, number, reached, claim_ms, time.time_ns() // 1_000_000))
             partition.through_ms = claim_ms
             metrics.THROUGH.labels(chain.topic, number).set(claim_ms / 1000)
         return commit
+
+    def _require_chains(self, admin: KafkaAdminClient) -> None:
+        for chain in {partition.chain.number: partition.chain for partition in self._partitions}.values():
+            self._require_chain(admin, chain)
 
     def _require_chain(self, admin: KafkaAdminClient, chain: Chain) -> None:
         """Wait for the broker to say that the topic is still the one whose records are in the buffers.
@@ -387,7 +434,7 @@ class Carrier:
                 f"topic {chain.topic} has id {topic_id} and partitions {list(numbers)}, "
                 f"chain {chain.number} is of {chain.topic_id} and {list(chain.partitions)}"
             )
-        if chains.is_closed(self.sink.store, chain):
+        if self.sink.persist("chain", lambda: chains.is_closed(self.sink.store, chain)):
             raise LogChanged(f"chain {chain.number} is closed")
 
     def _drained(self) -> bool:

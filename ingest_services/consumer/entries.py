@@ -64,19 +64,21 @@ def read_record(
     """
     envelope = read_headers(headers, timestamp_ms)
     if envelope.received_us // 1000 not in STAMPS_MS:
-        envelope = Envelope(envelope.kind, max(timestamp_ms, STAMPS_MS.start) * 1000, envelope.connection)
+        received_ms = min(max(timestamp_ms, STAMPS_MS.start), STAMPS_MS.stop - 1)
+        envelope = Envelope(envelope.kind, received_ms * 1000, envelope.connection)
     head = (partition, offset, envelope.received_us, envelope.connection)
     received_minute_ms = _minute(envelope.received_us // 1000)
 
     if value is None:
         reason = "no value"
+    elif b"\n" in value or b"\r" in value:
+        reason = "line break in the value"
     elif envelope.kind == HEARTBEAT:
         try:
-            heartbeat = Heartbeat.decode(value)
+            to_us = _covered_until(Heartbeat.decode(value), envelope.received_us)
         except ValueError:
             reason = "not a heartbeat"
         else:
-            to_us = heartbeat.to_us
             minute_ms = received_minute_ms if to_us is None else _minute((to_us - 1) // 1000)
             line = lines.heartbeat_line(*head, value)
             return Entry(offset, "heartbeat", "", minute_ms, None, envelope.received_us, line)
@@ -84,8 +86,6 @@ def read_record(
         frame = read_frame(value)
         if not isinstance(frame, Book):
             reason = getattr(frame, "reason", "not a book")
-        elif b"\n" in value:
-            reason = "line break in the frame"
         elif frame.tms not in STAMPS_MS:
             reason = "timestamp out of range"
         elif frame.tms > envelope.received_us // 1000 + CLOCK_TOLERANCE_MS:
@@ -98,6 +98,23 @@ def read_record(
             return Entry(offset, "book", frame.ticker, minute_ms, frame.tms, envelope.received_us, line)
     line = lines.quarantine_line(*head, reason, key, value)
     return Entry(offset, "quarantine", "", received_minute_ms, None, envelope.received_us, line)
+
+
+def _covered_until(heartbeat: Heartbeat, received_us: int) -> int | None:
+    """Return the end of what a heartbeat covers, µs.
+
+    Raises:
+        ValueError: If it speaks of a time that has not been, or that no clock of ours can have shown.
+    """
+    for covered in heartbeat.covered:
+        if (
+            covered.from_us // 1000 not in STAMPS_MS
+            or covered.to_us > received_us + CLOCK_TOLERANCE_MS * 1000
+        ):
+            raise ValueError(f"covers {covered.from_us} to {covered.to_us}, received at {received_us}")
+        if covered.from_us > covered.to_us:
+            raise ValueError(f"covers {covered.from_us} to {covered.to_us}")
+    return heartbeat.to_us
 
 
 def _minute(moment_ms: int) -> int:

@@ -56,12 +56,15 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
 
     stopping, gave_up = threading.Event(), threading.Event()
 
-    def stop(signum: int, _frame: object) -> None:
-        log.info("stopping", signal=signal.Signals(signum).name)
+    def wind_up() -> None:
         stopping.set()
         timer = threading.Timer(GIVE_UP_S, gave_up.set)
         timer.daemon = True
         timer.start()
+
+    def stop(signum: int, _frame: object) -> None:
+        log.info("stopping", signal=signal.Signals(signum).name)
+        wind_up()
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     uploads = ThreadPoolExecutor(PARALLEL_UPLOADS, "upload")
@@ -84,7 +87,7 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
             ]
             for done in runs:
                 # One carrier's failure ends the process: a half-alive one looks healthy and is not.
-                done.add_done_callback(lambda _: stopping.set())
+                done.add_done_callback(lambda _: wind_up())
             for done in runs:
                 done.result()
     except Stopped as error:

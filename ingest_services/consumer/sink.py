@@ -89,7 +89,7 @@ class Sink:
             committed_ms=time.time_ns() // 1_000_000,
         )
         still_ours()
-        self._persist("commit", lambda: chains.write_commit(self.store, commit))
+        self.persist("commit", lambda: chains.write_commit(self.store, commit))
         return commit
 
     def claim(self, progress: Progress) -> None:
@@ -98,7 +98,7 @@ class Sink:
         Raises:
             Stopped: As `commit`.
         """
-        self._persist("progress", lambda: chains.write_progress(self.store, progress))
+        self.persist("progress", lambda: chains.write_progress(self.store, progress))
 
     def _upload(
         self,
@@ -119,7 +119,7 @@ class Sink:
                 {"heartbeat": "coverage", "quarantine": "quarantine"}[kind], minute_ms, *place
             )
         data = lines.compress(b"".join(entry.line for entry in entries), self.suffix)
-        self._persist("upload", lambda: self._create(path, data))
+        self.persist("upload", lambda: self._create(path, data))
         return CommitFile(
             kind=kind,
             path=path,
@@ -142,7 +142,16 @@ class Sink:
             if self.store.get(path) != data:
                 raise
 
-    def _persist(self, what: str, operation: Callable[[], ResultT]) -> ResultT:
+    def persist(self, what: str, operation: Callable[[], ResultT]) -> ResultT:
+        """Do something with the store, again and again if it fails.
+
+        Args:
+            what: Names it, for logs and metrics.
+            operation: What to do; safe to repeat.
+
+        Raises:
+            Stopped: If the store failed until the process had to end.
+        """
         backoff_s = 0.1
         while True:
             try:

@@ -6,7 +6,7 @@ believes nothing but what a commit names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -166,7 +166,7 @@ def open_chain(
     topic: str,
     topic_id: str,
     log_start: Mapping[int, int],
-    log_end: Mapping[int, int],
+    log_end: Callable[[], Mapping[int, int]],
     now_ms: int,
 ) -> Chain:
     """Return the chain that a topic's log, as the broker shows it now, belongs to, or open it.
@@ -179,7 +179,9 @@ def open_chain(
         topic: Topic name.
         topic_id: The topic's id on the broker.
         log_start: First offset that the broker has, by partition.
-        log_end: Offset after the last one, by partition; learned after the tails, never from a cache.
+        log_end: Asks the broker for the offset after the last one, by partition. It is called after the tails
+            were read: an end that is older than a tail proves nothing, for another writer may have committed
+            in between.
         now_ms: ms since the epoch.
     """
     while True:
@@ -187,28 +189,33 @@ def open_chain(
         current = current_chain(chains, topic)
         partitions = tuple(sorted(log_start))
         tails: dict[int, int] = {}
+        behind: list[int] = []
         if current is None:
             reason = "first chain of the topic"
         else:
             tails = {p: find_tail(store, current, p) for p in current.partitions}
-            behind = [p for p in partitions if log_end[p] < tails.get(p, 0)]
+            ends = log_end()
+            behind = [p for p in partitions if ends[p] < tails.get(p, 0)]
             if current.topic_id != topic_id:
                 reason = f"topic re-created: id was {current.topic_id}"
             elif current.partitions != partitions:
                 reason = f"partitions changed from {list(current.partitions)}"
             elif behind:
                 p = behind[0]
-                reason = f"log rolled back: partition {p} ends at {log_end[p]}, we have up to {tails[p]}"
+                reason = f"log rolled back: partition {p} ends at {ends[p]}, we have up to {tails[p]}"
             else:
                 return current
-        same_log = current is not None and current.topic_id == topic_id and not behind
+        same_topic = current is not None and current.topic_id == topic_id
         chain = Chain(
             number=max((c.number for c in chains), default=0) + 1,
             topic=topic,
             topic_id=topic_id,
             partitions=partitions,
-            # A log that only grew partitions goes on where the old chain ends; another log begins anew.
-            start={p: tails.get(p, log_start[p]) if same_log else log_start[p] for p in partitions},
+            # A log that is still the same goes on where the old chain ends; another log begins anew.
+            start={
+                p: tails[p] if same_topic and p in tails and p not in behind else log_start[p]
+                for p in partitions
+            },
             since_ms=now_ms,
             predecessor=current.number if current else None,
             predecessor_end=tails,

@@ -112,7 +112,8 @@ def side_path(
     room: str, minute_ms: int, partition: int, base: int, token: str, zone: ZoneInfo, suffix: str
 ) -> str:
     """Return the path of an object in `coverage/` or `quarantine/`; arguments as for `book_path`."""
-    return f"{room}/{minute_folder(minute_ms, zone)}/p{partition:02d}-{base:020d}-{token}{suffix}"
+    # The instant stands in the name, too: where clocks are set back, one folder holds two minutes.
+    return f"{room}/{minute_folder(minute_ms, zone)}/{minute_ms}-p{partition:02d}-{base:020d}-{token}{suffix}"
 
 
 def chain_path(number: int) -> str:

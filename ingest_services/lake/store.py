@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from ingest_services.errors import UserError
+
+# Folders that are known to be durable. To forget them costs a few system calls; to remember all of them,
+# 400 MB a day with the whole exchange.
+MAX_SYNCED = 10_000
+STAGED_FOR_S = 3600
 
 
 class ObjectExists(Exception):  # noqa: N818 - an answer, not a failure
@@ -64,6 +70,10 @@ class FolderStore:
         self.root = root
         self.url = root.as_uri()
         self._staging = root / ".staging"
+        for left in self._staging.glob("*"):
+            # What a killed writer left behind; a living one is done with its file in seconds.
+            if left.stat().st_mtime < time.time() - STAGED_FOR_S:
+                left.unlink(missing_ok=True)
         self._synced: set[Path] = set()
 
     def create(self, path: str, data: bytes) -> None:
@@ -130,6 +140,8 @@ class FolderStore:
             _sync_folder(folder.parent)
         else:
             folder.mkdir(parents=True, exist_ok=True)
+        if len(self._synced) >= MAX_SYNCED:
+            self._synced.clear()
         self._synced.add(folder)
 
     def _walk(self, top: Path, prefix: str) -> Iterator[str]:

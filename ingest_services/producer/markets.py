@@ -9,6 +9,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
 
 import orjson
 import structlog
@@ -45,7 +46,7 @@ def fetch_markets(rest_url: str, quote: str) -> tuple[str, ...]:
         codes = sorted({entry["market"] for entry in answer if entry["market"].startswith(f"{quote}-")})
         for code in codes:
             ticker_of(code)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, HTTPException, ValueError, TypeError, KeyError, AttributeError) as error:
         raise MarketsUnknown(f"{url}: {error}") from error
     if not codes:
         raise MarketsUnknown(f"{url}: no {quote} market among {len(answer)}")

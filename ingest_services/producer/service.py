@@ -224,8 +224,9 @@ class _Running:
         with self._lock:
             if self._stopping:
                 return
-            old, self._feed = self._feed, self._make_feed(markets)
-            self._feed.start()
+            new = self._make_feed(markets)
+            new.start()
+            old, self._feed = self._feed, new
         while not self._feed.live.wait(HANDOVER_POLL_S) and not self._stopping:
             pass
         old.stop()

@@ -175,7 +175,7 @@ def test_a_closed_chain_is_over_once_its_commits_are_in(pipeline: Pipeline) -> N
     lake, connection = pipeline.lake, pipeline.connection
     lake.commit([book()])
     second = chains.open_chain(
-        lake.store, "orderbook", "topic-2", {0: 0, 1: 0}, {0: 0, 1: 0}, ms(START)
+        lake.store, "orderbook", "topic-2", {0: 0, 1: 0}, lambda: {0: 0, 1: 0}, ms(START)
     )
     assert second.predecessor == 1
     for partition in (0, 1):
@@ -217,6 +217,21 @@ def test_the_same_files_give_the_same_seal_and_more_files_the_next_version(pipel
     assert second.digest != first.digest
     assert len(sealed_files(pipeline.connection, first)) == 1
     assert newest_seal(pipeline.connection, WINDOW) == second
+
+
+def test_quarantined_records_are_counted_and_change_no_version(pipeline: Pipeline) -> None:
+    lake = pipeline.lake
+
+    def bad(seconds: float) -> Row:
+        return Row(b"not a book", (ms(START) + round(seconds * 1000)) * 1000)
+
+    lake.commit([book()], quarantine=[bad(1), bad(299), bad(300)])
+    lake.through(WINDOW.end)
+    first = pipeline.seal(WINDOW).seal
+    assert (first.version, first.rows, first.quarantined) == (1, 1, 2)
+    lake.commit(quarantine=[bad(100)], partition=1)
+    again = pipeline.seal(WINDOW).seal
+    assert (again.version, again.digest, again.quarantined) == (1, first.digest, 3)
 
 
 def test_coverage_is_unknown_before_the_first_heartbeat_and_zero_in_silence(pipeline: Pipeline) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 
 import orjson
 import pytest
@@ -78,6 +79,31 @@ def test_a_heartbeat_belongs_to_the_minute_that_it_covers() -> None:
     assert (entry.kind, entry.minute_ms) == ("heartbeat", MINUTE - MINUTE_MS)
 
 
+@pytest.mark.parametrize(
+    "covered",
+    [
+        Covered((MINUTE - 10_000) * 1000, MINUTE * 1_000_000, ("BTC",)),
+        Covered(MINUTE, MINUTE * 1000, ("BTC",)),
+        Covered(MINUTE * 1000, (MINUTE - 10_000) * 1000, ("BTC",)),
+        Covered(MINUTE * 1000, (RECEIVED_MS + 5_001) * 1000, ("BTC",)),
+    ],
+)
+def test_a_heartbeat_of_another_time_is_quarantined(covered: Covered) -> None:
+    assert read(Heartbeat("s", "s-1", ("BTC",), (covered,)).encode(), HEARTBEAT).kind == "quarantine"
+
+
+def test_a_heartbeat_with_a_line_break_is_quarantined() -> None:
+    beat = Heartbeat("s", "s-1", ("BTC",), ()).encode()
+    assert read(beat.replace(b",", b",\r"), HEARTBEAT).kind == "quarantine"
+
+
+@pytest.mark.parametrize("timestamp_ms", [-1, 0, 10**13, 10**15, 2**62])
+def test_a_record_without_a_usable_time_still_has_a_minute_that_a_path_can_hold(timestamp_ms: int) -> None:
+    entry = read_record(0, 1, timestamp_ms, None, b"x", [])
+    assert entry.kind == "quarantine"
+    assert 2001 <= datetime.fromtimestamp(entry.minute_ms / 1000, UTC).year <= 2286
+
+
 headers = st.lists(
     st.tuples(
         st.sampled_from(["kind", "received_us", "connection", "tms", "x"]), st.none() | st.binary(max_size=24)
@@ -104,7 +130,7 @@ values = (
 
 
 @given(
-    key=st.none() | st.binary(max_size=8), value=values, headers=headers, timestamp_ms=st.integers(-1, 2**50)
+    key=st.none() | st.binary(max_size=8), value=values, headers=headers, timestamp_ms=st.integers(-1, 2**62)
 )
 def test_nothing_that_is_sent_raises_and_every_line_is_one_json_object_with_the_offset(
     key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]], timestamp_ms: int
@@ -114,3 +140,4 @@ def test_nothing_that_is_sent_raises_and_every_line_is_one_json_object_with_the_
     assert entry.line.count(b"\n") == 1
     assert json.loads(entry.line)["offset"] == 7
     assert entry.minute_ms % MINUTE_MS == 0
+    assert 2001 <= datetime.fromtimestamp(entry.minute_ms / 1000, UTC).year <= 2286

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from ingest_services.errors import UserError
 from ingest_services.lake import chain as chains
 from ingest_services.lake import layout, lines
+from ingest_services.lake import store as store_module
 from ingest_services.lake.chain import Chain, Commit, Fenced, Progress
 from ingest_services.lake.coverage import covered_intervals, covered_us, merge, read_heartbeats
 from ingest_services.lake.store import FolderStore, ObjectExists, ObjectMissing, open_store
@@ -33,7 +36,7 @@ def commit(base: int, next_: int, token: str = "mine", chain: int = 1) -> Commit
 
 def open_first(store: FolderStore, log_end: int = 0, topic_id: str = "a", partitions: int = 1) -> Chain:
     starts = dict.fromkeys(range(partitions), 0)
-    return chains.open_chain(store, "orderbook", topic_id, starts, dict.fromkeys(starts, log_end), 5)
+    return chains.open_chain(store, "orderbook", topic_id, starts, lambda: dict.fromkeys(starts, log_end), 5)
 
 
 def test_an_object_is_created_once_and_never_changed(store: FolderStore) -> None:
@@ -168,6 +171,59 @@ def test_a_log_that_was_rolled_back_begins_a_new_chain(store: FolderStore) -> No
     assert "rolled back" in second.reason
 
 
+def test_a_rival_that_commits_while_we_look_is_no_rolled_back_log(store: FolderStore) -> None:
+    first = open_first(store)
+    log = {0: 100}
+
+    def log_end() -> dict[int, int]:
+        end = dict(log)
+        # After the question was answered the log grows, and somebody else commits it.
+        log[0] += 20
+        chains.write_commit(store, commit(chains.find_tail(store, first, 0), log[0]))
+        return end
+
+    for _ in range(3):
+        assert chains.open_chain(store, "orderbook", "a", {0: 0}, log_end, 5) == first
+
+
+def test_partitions_that_were_not_rolled_back_go_on_at_their_tails(store: FolderStore) -> None:
+    open_first(store, partitions=2)
+    chains.write_commit(store, commit(0, 10))
+    chains.write_commit(store, dataclasses.replace(commit(0, 30), partition=1))
+    second = chains.open_chain(store, "orderbook", "a", {0: 2, 1: 2}, lambda: {0: 9, 1: 40}, 5)
+    assert second.start == {0: 2, 1: 30}
+
+
+def test_what_is_remembered_of_folders_is_bounded(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "MAX_SYNCED", 5)
+    for number in range(20):
+        store.create(f"minute={number}/a", b"")
+    assert len(store._synced) <= 5
+
+
+def test_what_a_killed_writer_staged_is_removed_and_a_living_ones_is_not(store: FolderStore) -> None:
+    store.create("a", b"")
+    old, new = store.root / ".staging/old", store.root / ".staging/new"
+    for path in (old, new):
+        path.write_bytes(b"")
+    os.utime(old, (0, 0))
+    FolderStore(store.root)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_the_two_minutes_of_a_repeated_hour_have_paths_of_their_own() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    minute_ms = 1_761_438_600_000  # 02:30 in summer; an hour later it is 02:30 again
+    paths = {
+        layout.side_path("coverage", minute, 0, 7, "t", berlin, ".jsonl")
+        for minute in (minute_ms, minute_ms + 3_600_000)
+    }
+    assert len(paths) == 2
+    assert len({path.rpartition("/")[0] for path in paths}) == 1
+
+
 def test_added_partitions_begin_a_new_chain_that_goes_on_at_the_tails(store: FolderStore) -> None:
     open_first(store)
     chains.write_commit(store, commit(0, 10))
@@ -177,7 +233,7 @@ def test_added_partitions_begin_a_new_chain_that_goes_on_at_the_tails(store: Fol
 
 def test_a_chain_is_closed_by_its_successor_and_by_no_other(store: FolderStore) -> None:
     first = open_first(store)
-    other = chains.open_chain(store, "trades", "t", {0: 0}, {0: 0}, 5)
+    other = chains.open_chain(store, "trades", "t", {0: 0}, lambda: {0: 0}, 5)
     assert not chains.is_closed(store, first)
     second = open_first(store, topic_id="b")
     assert chains.is_closed(store, first)
