@@ -31,7 +31,7 @@ class Seal:
         bytes: Their stored size.
         tickers: How many tickers they are of.
         late_rows: Rows of objects that were received whole after the window's end plus lateness.
-        quarantined: Quarantined records received in the window.
+        quarantined: Quarantined records received in the window, as known when it was sealed last.
     """
 
     window: Window
@@ -94,11 +94,7 @@ def seal_window(connection: psycopg.Connection, window: Window, lateness_s: floa
             "late_after_us": (window.end_ms + round(lateness_s * 1000)) * 1000,
         }
         if latest is not None and latest.digest == digest:
-            connection.execute(
-                "UPDATE seal SET revision = %(revision)s, coverage_revision = %(coverage_revision)s "
-                "WHERE window_start = %(start)s AND version = %(version)s",
-                {**arguments, "version": latest.version},
-            )
+            connection.execute(load_sql(_PACKAGE, "refresh_seal"), {**arguments, "version": latest.version})
         else:
             version = 1 if latest is None else latest.version + 1
             connection.execute(load_sql(_PACKAGE, "add_seal"), {**arguments, "version": version})
