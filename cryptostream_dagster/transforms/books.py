@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
+from crc32c import crc32c
+
 from cryptostream_dagster.sql import load_sql
 from cryptostream_dagster.transforms.duck import open_duckdb
 from cryptostream_dagster.transforms.schema import book_columns, level_columns
@@ -164,8 +166,9 @@ class BookBuilder:
     def _build_batch(self, session: Any, batch: list[RawObject], folder: Path) -> list[tuple[_Counts, Any]]:
         """Return for each ticker of a batch what its lines are, and its table."""
         self._check_sizes(batch)
-        files = [str(file) for file in self._raw.fetch([item.path for item in batch], folder)]
-        self._load(session, batch, files)
+        files = self._raw.fetch([item.path for item in batch], folder)
+        self._check_contents(batch, files)
+        self._load(session, batch, [str(file) for file in files])
         names = ", ".join(column.name for column in level_columns(self._depth))
         session.execute(load_sql(_PACKAGE, "repeats").format(level_names=names))
         counts = [_Counts(*row) for row in session.execute(load_sql(_PACKAGE, "count_lines")).fetchall()]
@@ -211,6 +214,18 @@ class BookBuilder:
             if size != item.bytes:
                 raise UserError(
                     f"{self._raw.url}/{item.path}: has {size} bytes, its commit says {item.bytes}"
+                )
+
+    def _check_contents(self, batch: list[RawObject], files: list[Path]) -> None:
+        # One object at a time in memory; a gigabyte takes about a second.
+        for item, file in zip(batch, files, strict=True):
+            try:
+                found = f"{crc32c(file.read_bytes()):08x}"
+            except OSError as error:
+                raise UserError(f"{self._raw.url}/{item.path}: cannot be read: {error}") from error
+            if found != item.crc32c:
+                raise UserError(
+                    f"{self._raw.url}/{item.path}: has crc32c {found}, its commit says {item.crc32c}"
                 )
 
     def _write_ticker(
