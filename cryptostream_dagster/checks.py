@@ -50,7 +50,8 @@ QUESTIONS = (
     Question(
         "offsets_contiguous",
         "raw_orderbook",
-        "The sealed commits follow each other without a hole, and the broker had every offset.",
+        "The commits around the window follow each other without a hole, and the broker had every offset. "
+        "When a missing record was received nobody knows: it counts in every window in which it may have been.",
         AssetCheckSeverity.WARN,
     ),
     Question(

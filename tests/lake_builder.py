@@ -114,8 +114,10 @@ class LakeBuilder:
         heartbeats: Iterable[tuple[Heartbeat, int]] = (),
         quarantine: Iterable[Row] = (),
         partition: int = 0,
+        missing: int = 0,
+        committed: datetime | None = None,
     ) -> chains.Commit:
-        """Write objects and their commit, as a consumer would at a cut."""
+        """Write objects and their commit, as a consumer would at a cut; `missing` offsets come last."""
         base = self.next[partition]
         token = f"{next(self._tokens):08x}"
         offsets = itertools.count(base)
@@ -149,7 +151,8 @@ class LakeBuilder:
         counts = {
             kind: sum(f.rows for f in files if f.kind == kind) for kind in ("book", "heartbeat", "quarantine")
         }
-        after = next(offsets)
+        lost = next(offsets)
+        after = lost + missing
         commit = chains.Commit(
             self.chain.number,
             partition,
@@ -160,8 +163,8 @@ class LakeBuilder:
             counts["book"],
             counts["heartbeat"],
             counts["quarantine"],
-            (),
-            ms(datetime.now(UTC)),
+            ((lost, after),) if missing else (),
+            ms(committed or datetime.now(UTC)),
         )
         if after > base:
             chains.write_commit(self.store, commit)

@@ -14,6 +14,7 @@ from cryptostream_dagster.catalog.coverage import window_coverage
 from cryptostream_dagster.catalog.reconcile import enter_empty_windows, find_candidates
 from cryptostream_dagster.catalog.seal import newest_seal, sealed_files
 from cryptostream_dagster.catalog.sync import sync
+from cryptostream_dagster.checks import QUESTIONS, ask
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
 from ingest_services.lake import chain as chains
@@ -354,3 +355,40 @@ def test_candidates_are_the_windows_whose_built_state_is_behind(pipeline: Pipeli
     assert (0, 2) not in candidates()
     assert pipeline.query("SELECT version, coverage_ratio FROM ohlc_5m_ticker") == [(2, 0.2)]
     assert pipeline.value("SELECT count(*) FROM ohlc_5m_history WHERE version = 2") == 0
+
+
+def offsets_missing(pipeline: Pipeline, *windows: int) -> list[int]:
+    """Ask the check `offsets_contiguous` about windows, counted from the first."""
+    (question,) = (q for q in QUESTIONS if q.name == "offsets_contiguous")
+    return [ask(pipeline.connection, question, WINDOW.shifted(n))[0] for n in windows]
+
+
+def test_a_window_whose_every_record_was_lost_is_no_window_without_a_hole(pipeline: Pipeline) -> None:
+    lake = pipeline.lake
+    lake.commit([book(10)])
+    lake.commit([book(10)], partition=1)
+    # All of the windows 1 and 2 was gone from the broker before it was read.
+    lake.commit(missing=7, committed=START + 15 * MINUTE)
+    lake.commit([book(910), book(1500)])
+    lake.through(WINDOW.shifted(6).end)
+    pipeline.seal(WINDOW.shifted(1))
+    assert offsets_missing(pipeline, -1, 0, 1, 2, 3, 4, 5) == [0, 7, 7, 7, 7, 0, 0]
+
+
+def test_what_is_missing_at_a_chains_end_counts_until_its_commit(pipeline: Pipeline) -> None:
+    lake = pipeline.lake
+    lake.commit([book(10)])
+    lake.commit([book(610)], missing=3, committed=START + 16 * MINUTE)
+    lake.commit([book(10)], partition=1)
+    sync(pipeline.connection, lake.store)
+    assert offsets_missing(pipeline, -1, 0, 1, 2, 3, 4) == [0, 3, 3, 3, 3, 0]
+
+
+def test_a_commit_that_the_catalog_lost_is_a_hole(pipeline: Pipeline) -> None:
+    lake = pipeline.lake
+    for second in (10, 310, 320, 610):
+        lake.commit([book(second)])
+    sync(pipeline.connection, lake.store)
+    assert offsets_missing(pipeline, 0, 1, 2) == [0, 0, 0]
+    pipeline.connection.execute("DELETE FROM lake_commit WHERE base_offset = 1")
+    assert offsets_missing(pipeline, 0, 1, 2) == [0, 1, 0]
