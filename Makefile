@@ -14,6 +14,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 help:
 	@echo "make dev     run the whole platform here (LIVE=1: with the real exchange)"
 	@echo "make demo    run it in a temporary folder and compare every candle with the truth"
+	@echo "             (LIVE_WINDOWS=1: and go on until a live window was built, at most five minutes more)"
 	@echo "make test    run every test (ARGS=... goes to pytest)"
 	@echo "make check   format, lint, types, import rules"
 	@echo "make bench   measure speed against named alternatives"
@@ -23,7 +24,7 @@ dev: install
 	@exec $(BIN)/cryptostream dev $(if $(filter-out 0,$(LIVE)),--live)
 
 demo: install
-	@exec $(BIN)/cryptostream demo
+	@exec $(BIN)/cryptostream demo $(if $(LIVE_WINDOWS),--live-windows $(LIVE_WINDOWS))
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)

@@ -43,12 +43,15 @@ def dev(
 
 def demo(
     history_minutes: DemoMinutes = 30,
+    live_windows: Annotated[
+        int, typer.Option(min=0, max=12, help="Go on until so many live windows were built, too.")
+    ] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the temporary folder with its logs.")] = False,
 ) -> None:
     """Run the platform in a temporary folder and compare every candle with the simulator's truth."""
     from cryptostream_dagster.local_demo import demo as run
 
-    raise typer.Exit(run(history_minutes, keep=keep))
+    raise typer.Exit(run(history_minutes, live_windows=live_windows, keep=keep))
 
 
 def migrate() -> None:

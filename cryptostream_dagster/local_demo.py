@@ -31,6 +31,8 @@ from ingest_services.settings import load_settings
 
 WINDOWS = 3
 TIMEOUT_S = 110.0
+# How long after its end a live window may take: no promise, only when to stop waiting.
+LIVE_PATIENCE_S = 60.0
 _ASK_EVERY_S = 0.5
 _LOG_TAIL_LINES = 15
 
@@ -105,10 +107,23 @@ def read_candles(dsn: str) -> dict[Key, Prices]:
     return {Key(round(row[0].timestamp() * 1000), row[1]): Prices(*row[2:]) for row in rows}
 
 
-class _Progress:
-    """Decides when the demo has seen enough: every window of the history that has ended is built."""
+def read_delays(dsn: str) -> dict[int, float]:
+    """Return how long after a window's end its candles were there, s; by its start, ms since the epoch."""
+    with psycopg.connect(dsn) as connection:
+        rows = connection.execute(
+            "SELECT event_time, extract(epoch FROM max(built_at) - event_time)"
+            " FROM ohlc_5m_ticker GROUP BY event_time"
+        ).fetchall()
+    return {round(start.timestamp() * 1000): float(age_s) - WINDOW_S for start, age_s in rows}
 
-    def __init__(self) -> None:
+
+class _Progress:
+    """Decides when the demo has seen enough: all of the history, and as many live windows as asked."""
+
+    def __init__(self, live_windows: int) -> None:
+        self.live_windows = live_windows
+        self.timeout_s = TIMEOUT_S + live_windows * (WINDOW_S + LIVE_PATIENCE_S)
+        self.delays: dict[int, float] = {}
         self.began = time.monotonic()
         self.first_candle_s: float | None = None
         self.built: dict[Key, Prices] = {}
@@ -120,7 +135,7 @@ class _Progress:
         """Look at most twice a second; remember what was found.
 
         Raises:
-            UserError: If it takes longer than `TIMEOUT_S`.
+            UserError: If it takes longer than `timeout_s`.
         """
         now = time.monotonic()
         self.ready_s = (stack.ready_at or now) - self.began
@@ -139,12 +154,16 @@ class _Progress:
                 key.window_ms for key in self.truth if key.window_ms + WINDOW_S * 1000 <= answer["now_ms"]
             }
             history = {window for window in ended if window + WINDOW_S * 1000 <= answer["history"]["to_ms"]}
-            if len(history) >= WINDOWS and history <= self.windows():
+            live = (ended - history) & self.windows()
+            if len(history) >= WINDOWS and history <= self.windows() and len(live) >= self.live_windows:
+                if live:
+                    delays = read_delays(stack.dsn)
+                    self.delays = {window: delays[window] for window in live}
                 return True
-        if now > self.began + TIMEOUT_S:
+        if now > self.began + self.timeout_s:
             raise UserError(
-                f"demo: {len(self.windows())} windows built after {TIMEOUT_S:.0f} s, at least {WINDOWS} "
-                "and all of the history expected"
+                f"demo: {len(self.windows())} windows built after {self.timeout_s:.0f} s; expected at least "
+                f"{WINDOWS}, all of the history, and {self.live_windows} live ones"
             )
         return False
 
@@ -153,11 +172,12 @@ class _Progress:
         return {key.window_ms for key in self.built}
 
 
-def demo(history_minutes: int, *, keep: bool) -> int:
+def demo(history_minutes: int, *, live_windows: int = 0, keep: bool) -> int:
     """Run the platform until at least three windows are built and compare every candle with the truth.
 
     Args:
         history_minutes: Back-dated books that the simulator begins with, minutes.
+        live_windows: Go on until so many windows with live books have ended and were built, by themselves.
         keep: Leave the temporary folder, for a look at its logs.
 
     Returns:
@@ -169,7 +189,7 @@ def demo(history_minutes: int, *, keep: bool) -> int:
     zone = load_settings(PipelineSettings).zone
     console = Console()
     root = Path(tempfile.mkdtemp(prefix="cryptostream-demo-"))
-    progress = _Progress()
+    progress = _Progress(live_windows)
     try:
         view = PlainView(console, zone)
         options = Options(history_minutes=history_minutes, any_ports=True)
@@ -215,6 +235,9 @@ def _tell(console: Console, progress: _Progress, differences: list[Difference], 
         )
         table.add_row(f"{start:%H:%M}", key.ticker, *values, "NO" if key in wrong else "yes")
     console.print(table)
+    for window_ms, delay_s in sorted(progress.delays.items()):
+        start = datetime.fromtimestamp(window_ms / 1000, zone)
+        console.print(f"live window {start:%H:%M}: candles {delay_s:.1f} s after its end", highlight=False)
     for difference in differences:
         console.print(str(difference), highlight=False, soft_wrap=True)
     verdict = (

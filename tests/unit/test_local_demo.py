@@ -110,9 +110,27 @@ def test_a_history_too_short_for_the_demo_is_refused_before_it_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(local_demo, "demo", lambda minutes, *, keep: asked.append(minutes) or 0)
+    monkeypatch.setattr(local_demo, "demo", lambda minutes, **_: asked.append(minutes) or 0)
     least = WINDOWS * WINDOW_S // 60
     run, app = CliRunner().invoke, cli.build_app()
     assert run(app, ["demo", "--history-minutes", str(least - 1)]).exit_code == 2
     assert run(app, ["demo", "--history-minutes", str(least)]).exit_code == 0
     assert asked == [least]
+
+
+def test_a_live_window_is_waited_for_and_its_delay_is_told(
+    built: dict[Key, Prices], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = Key(WINDOWS * WINDOW_S * 1000, "BTC")
+    end = live.window_ms + WINDOW_S * 1000
+    history = local_demo.fetch_json("")
+    assert history is not None
+    candle = {**history["candles"][0], "window_start_ms": live.window_ms}
+    answer = {**history, "now_ms": end + 1, "candles": [*history["candles"], candle]}
+    monkeypatch.setattr(local_demo, "fetch_json", lambda url: answer)
+    monkeypatch.setattr(local_demo, "read_delays", lambda dsn: {live.window_ms: 8.25})
+    with pytest.raises(AssertionError):
+        demo(30, live_windows=1, keep=False)
+    built[live] = TRUE[Key(0, "BTC")]
+    assert demo(30, live_windows=1, keep=False) == 0
+    assert "candles 8.2 s after its end" in capsys.readouterr().out
