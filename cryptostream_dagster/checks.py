@@ -51,7 +51,7 @@ QUESTIONS = (
         "offsets_contiguous",
         "raw_orderbook",
         "The commits around the window follow each other without a hole, and the broker had every offset. "
-        "When a missing record was received nobody knows: it counts in every window in which it may have been.",
+        "When a missing record was received nobody knows: it counts in every window where it may have been.",
         AssetCheckSeverity.WARN,
     ),
     Question(
