@@ -13,7 +13,7 @@ import psycopg
 
 from cryptostream_dagster.catalog.sync import sync
 from cryptostream_dagster.window import Window
-from ingest_services.lake.chain import read_chains, read_progress
+from ingest_services.lake.chain import is_closed, read_chains, read_progress
 from ingest_services.lake.store import ObjectStore
 
 POLL_S = 0.5
@@ -90,6 +90,8 @@ def _may_be_complete(store: ObjectStore, waiting: list[Behind], window: Window) 
     """Return whether the claims say by now what we wait for, so that a sync may bring it."""
     if not waiting:  # there is no chain at all: look for one
         return bool(read_chains(store))
+    if any(not partition.closed and is_closed(store, partition.chain) for partition in waiting):
+        return True  # whoever waits for a chain that was closed meanwhile waits for nothing
     for partition in waiting:
         progress = read_progress(store, partition.chain, partition.partition)
         if not partition.closed and (progress is None or progress.minutes_through_ms < window.end_ms):

@@ -168,7 +168,7 @@ def _group(ready: Sequence[Candidate], policy: Policy) -> list[Request]:
 
 
 def find_candidates(connection: psycopg.Connection, since: datetime, limit: int = 1000) -> list[Candidate]:
-    """Return windows whose built state is behind, the newest first.
+    """Return windows whose built state is behind: those tried least first, of these the newest first.
 
     Args:
         connection: In autocommit mode.

@@ -11,6 +11,12 @@ from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
 
 CONNECT_TIMEOUT_S = 10
+# A builder holds a window's lock for as long as it builds: seconds, half a minute for the whole exchange at
+# depth 30. Whoever waits longer than this waits for one that hangs, and is tried again later.
+LOCK_TIMEOUT_S = 120
+# A transaction that neither works nor ends for so long belongs to a process that was stopped; it must not
+# hold its locks for ever.
+STUCK_S = 600
 
 
 class Lock(IntEnum):
@@ -39,7 +45,10 @@ def connect(settings: PipelineSettings) -> psycopg.Connection:
             connect_timeout=CONNECT_TIMEOUT_S,
             application_name="cryptostream",
             autocommit=True,
-            options="-c timezone=UTC",
+            options=f"-c timezone=UTC -c lock_timeout={LOCK_TIMEOUT_S}s"
+            f" -c idle_in_transaction_session_timeout={STUCK_S}s",
+            keepalives_idle=10,
+            tcp_user_timeout=30_000,
         )
     except psycopg.OperationalError as error:
         raise UserError(

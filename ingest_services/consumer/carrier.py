@@ -434,7 +434,7 @@ class Carrier:
                 f"topic {chain.topic} has id {topic_id} and partitions {list(numbers)}, "
                 f"chain {chain.number} is of {chain.topic_id} and {list(chain.partitions)}"
             )
-        if self.sink.persist("chain", lambda: chains.is_closed(self.sink.store, chain)):
+        if self.sink.persist("chain", lambda: chains.is_closed(self.sink.store, chain.number)):
             raise LogChanged(f"chain {chain.number} is closed")
 
     def _drained(self) -> bool:

@@ -148,15 +148,15 @@ def current_chain(chains: list[Chain], topic: str) -> Chain | None:
     return max((c for c in chains if c.topic == topic), key=lambda c: c.number, default=None)
 
 
-def is_closed(store: ObjectStore, chain: Chain) -> bool:
+def is_closed(store: ObjectStore, chain: int) -> bool:
     """Return whether another chain has closed this one, by as few reads as there are newer chains."""
-    number = chain.number + 1
+    number = chain + 1
     while True:
         try:
             later = _read_chain(store, layout.chain_path(number))
         except ObjectMissing:
             return False
-        if later.predecessor == chain.number:
+        if later.predecessor == chain:
             return True
         number += 1
 

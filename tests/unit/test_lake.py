@@ -234,11 +234,11 @@ def test_added_partitions_begin_a_new_chain_that_goes_on_at_the_tails(store: Fol
 def test_a_chain_is_closed_by_its_successor_and_by_no_other(store: FolderStore) -> None:
     first = open_first(store)
     other = chains.open_chain(store, "trades", "t", {0: 0}, lambda: {0: 0}, 5)
-    assert not chains.is_closed(store, first)
+    assert not chains.is_closed(store, first.number)
     second = open_first(store, topic_id="b")
-    assert chains.is_closed(store, first)
-    assert not chains.is_closed(store, other)
-    assert not chains.is_closed(store, second)
+    assert chains.is_closed(store, first.number)
+    assert not chains.is_closed(store, other.number)
+    assert not chains.is_closed(store, second.number)
 
 
 def test_claims_come_back_as_they_were_made(store: FolderStore) -> None:

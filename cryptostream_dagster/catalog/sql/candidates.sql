@@ -12,5 +12,6 @@ WHERE (
     OR built_coverage_revision IS DISTINCT FROM coverage_revision
 )
 AND window_start >= %(since)s
-ORDER BY window_start DESC
+-- What was never tried first: however many windows keep failing, they hold up no other.
+ORDER BY CASE WHEN requested_revision = greatest(revision, coverage_revision) THEN requests ELSE 0 END, window_start DESC
 LIMIT %(limit)s
