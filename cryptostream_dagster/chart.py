@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import matplotlib as mpl
 
 mpl.use("agg")  # no window, whatever the machine has
+# The chart's style asks for a weight that the default font has not; the next one does.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 import matplotlib.pyplot as plt
 import mplfinance as mpf
