@@ -8,8 +8,6 @@ from pathlib import Path
 import matplotlib as mpl
 
 mpl.use("agg")  # no window, whatever the machine has
-# The chart's style asks for a weight that the default font has not; the next one does.
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 import matplotlib.pyplot as plt
 import mplfinance as mpf
@@ -18,6 +16,9 @@ from matplotlib.figure import Figure
 
 from cryptostream_dagster.client import Client, Moment
 from ingest_services.errors import UserError
+
+# The chart's style asks for a weight that the default font has not; the next one does.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 _PRICES = ("open_price", "high_price", "low_price", "close_price")
 _SIZE_INCHES = (12, 6)
