@@ -28,8 +28,9 @@ LONGEST_BACKOFF_S = 30.0
 STEADY_AFTER_S = 60.0
 LEFTOVER_PATIENCE_S = 5.0
 _POLL_S = 0.02
-# A process's start time is known to a clock tick, and psutil computes it from the boot time.
-_START_TOLERANCE_S = 1.0
+# psutil computes a process's start time from the machine's boot time, which the kernel tells in whole seconds
+# and moves when the clock is set: two processes can see it a second apart and more.
+_START_TOLERANCE_S = 5.0
 
 
 @dataclass(frozen=True)
