@@ -37,7 +37,9 @@ MAX_POLL_RECORDS = 2_000
 # One object per ticker and minute: 855 markets of the exchange over a few minutes of catching up.
 MAX_FILES_PER_COMMIT = 2_000
 MAX_BATCH_BYTES = 16 << 20
-BROKER_TIMEOUT_S = 10.0
+BROKER_TIMEOUT_S = 5.0
+# The committed offset only saves a listing: it is not worth waiting for.
+HINT_TIMEOUT_S = 1.0
 DRAIN_S = 3.0
 MIN_REOPEN_S = 1.0
 CHECK_CHAIN_S = 5.0
@@ -230,7 +232,7 @@ class Carrier:
     ) -> Partition:
         tp = TopicPartition(section.topic, section.partition)
         try:
-            hint = consumer.committed(tp, timeout_ms=BROKER_TIMEOUT_S * 1000)
+            hint = consumer.committed(tp, timeout_ms=HINT_TIMEOUT_S * 1000)
         except KafkaTimeoutError:
             hint = None
         store = self.sink.store

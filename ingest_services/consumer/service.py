@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from ingest_services.settings import IngestSettings
 
 # What a store that fails may cost after a signal; together with draining it stays under ten seconds.
 GIVE_UP_S = 5.0
+# A request that hangs in the Kafka client must not keep the process; the chain is safe whenever it ends.
+END_S = 9.0
 PARALLEL_UPLOADS = 16
 
 log = structlog.get_logger()
@@ -56,11 +59,18 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
 
     stopping, gave_up = threading.Event(), threading.Event()
 
+    committed = threading.Event()
+
+    def end() -> None:
+        log.error("did not end in time, ending", committed=committed.is_set())
+        os._exit(0 if committed.is_set() else 1)
+
     def wind_up() -> None:
         stopping.set()
-        timer = threading.Timer(GIVE_UP_S, gave_up.set)
-        timer.daemon = True
-        timer.start()
+        for after_s, act in ((GIVE_UP_S, gave_up.set), (END_S, end)):
+            timer = threading.Timer(after_s, act)
+            timer.daemon = True
+            timer.start()
 
     def stop(signum: int, _frame: object) -> None:
         log.info("stopping", signal=signal.Signals(signum).name)
@@ -90,6 +100,7 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
                 done.add_done_callback(lambda _: wind_up())
             for done in runs:
                 done.result()
+            committed.set()
     except Stopped as error:
         log.error("not committed; it stays in Kafka", cause=str(error))
         return 1
