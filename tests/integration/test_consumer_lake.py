@@ -330,6 +330,23 @@ def test_a_consumer_outlives_its_broker_and_goes_on_in_a_new_chain_when_it_comes
     assert_exactly_once(pipe, chain=2)
 
 
+def test_a_consumer_whose_broker_hangs_ends_when_told_and_loses_nothing(tmp_path: Path) -> None:
+    with running_broker() as broker:
+        pipe = Pipe(broker, tmp_path, broker.topic(1), 1)
+        pipe.send(book_records(50, 1))
+        consumer = pipe.consume()
+        wait_for(lambda: pipe.read()[0].commits > 0, "the first commit")
+        broker.process.send_signal(signal.SIGSTOP)
+        try:
+            pipe.stop(consumer)  # raises if it has not ended after 15 s
+        finally:
+            broker.process.send_signal(signal.SIGCONT)
+        successor = pipe.consume()
+        wait_for(lambda: pipe.log().count("carrying") == 2, "the next consumer to begin")
+        assert pipe.stop(successor) == 0, pipe.log()
+    assert_exactly_once(pipe)
+
+
 def test_a_writer_on_a_chain_that_another_closed_goes_on_in_the_new_one(pipe: Pipe) -> None:
     pipe.send(book_records(100))
     consumer = pipe.consume()
