@@ -1,4 +1,8 @@
-"""`cryptostream produce`: one or several producer sections in one process."""
+"""`cryptostream produce`: one or several producer sections in one process.
+
+Belongs here: starting, watching and stopping the process. Does not belong here: what one section is made of
+(`section.py`).
+"""
 
 from __future__ import annotations
 
@@ -14,21 +18,16 @@ from kafka.errors import KafkaError
 from ingest_services.config import ProducerSection
 from ingest_services.errors import UserError
 from ingest_services.kafka import open_admin, topic_id, unreachable
-from ingest_services.producer.feed import Feed, Inbox
-from ingest_services.producer.lane import Lane
-from ingest_services.producer.markets import MarketFollower, discover
+from ingest_services.producer.markets import discover
 from ingest_services.producer.metrics import SectionStats, serve_metrics
-from ingest_services.producer.outbox import Outbox
-from ingest_services.producer.publisher import FLUSH_TIMEOUT_S, Publisher
-from ingest_services.producer.spool import Spool, Spooled
+from ingest_services.producer.publisher import FLUSH_TIMEOUT_S
+from ingest_services.producer.section import Section
 from ingest_services.producer.supervision import ConnectionLimiter, State
 from ingest_services.settings import IngestSettings
 
 KAFKA_TIMEOUT_S = 5.0
 # Feeds end within this; then the publishers flush. Together they stay under the 10 s that are promised.
 FEED_STOP_S = 2.0
-# A new connection gets this long to deliver before the old one is asked again whether it may go.
-HANDOVER_POLL_S = 0.1
 _CHECK_EVERY_S = 0.5
 
 _log = structlog.get_logger()
@@ -84,11 +83,11 @@ class ProducerService:
         }
         self._limiter = ConnectionLimiter()
         self._server = None
-        self._running: list[_Running] = []
+        self._running: list[Section] = []
         self.stats = [SectionStats(section.name) for section in sections]
         try:
             for section, stats in zip(sections, self.stats, strict=True):
-                self._running.append(_Running(section, markets[section.name], settings, self._limiter, stats))
+                self._running.append(Section(section, markets[section.name], settings, self._limiter, stats))
             deadline_s = time.monotonic() + KAFKA_TIMEOUT_S
             for running in self._running:
                 running.require_ready(deadline_s)
@@ -132,104 +131,6 @@ class ProducerService:
                 drained=running.publisher.drained,
                 spool_bytes=running.stats.spool_bytes,
             )
-
-
-class _Running:
-    """One section: its feed (two for a moment while markets change), publisher and follower."""
-
-    def __init__(
-        self,
-        section: ProducerSection,
-        markets: tuple[str, ...],
-        settings: IngestSettings,
-        limiter: ConnectionLimiter,
-        stats: SectionStats,
-    ) -> None:
-        self.section = section
-        self.stats = stats
-        self._settings = settings
-        self._limiter = limiter
-        self._inbox: Inbox = Inbox()
-        self._lock = threading.Lock()
-        self._stopping = False
-        self._spool = Spool(settings.spool_dir, section.name)
-        self.live: Lane[None] = Lane(
-            settings.kafka_bootstrap, section.topic, section.partition, f"{section.name}-live"
-        )
-        self.publisher = Publisher(
-            section.name,
-            self._inbox,
-            stats,
-            lambda on_resume, on_lost: Outbox(
-                self.live, self._make_backlog, self._spool, stats, on_resume, on_lost
-            ),
-        )
-        self._feed = self._make_feed(markets)
-        self._follower = (
-            MarketFollower(settings.upbit_rest_url, section.all_of, markets, self._change_markets)
-            if section.all_of
-            else None
-        )
-
-    @property
-    def failed(self) -> bool:
-        return self.publisher.failed or not (self._stopping or self._feed.is_alive())
-
-    def require_ready(self, deadline_s: float) -> None:
-        if not self.live.wait_ready(max(0.0, deadline_s - time.monotonic())):
-            raise unreachable(self._settings.kafka_bootstrap, "no idempotent producer could be made")
-
-    def start(self) -> None:
-        self.publisher.start()
-        self._feed.start()
-        if self._follower is not None:
-            self._follower.start()
-
-    def stop_feeds(self) -> None:
-        with self._lock:
-            self._stopping = True
-            self._feed.stop()
-        if self._follower is not None:
-            self._follower.stop()
-
-    def join_feeds(self, deadline_s: float) -> None:
-        self._feed.join(max(0.0, deadline_s - time.monotonic()))
-
-    def abandon(self) -> None:
-        self.live.close()
-        self._spool.close()
-
-    def _make_backlog(self) -> Lane[Spooled]:
-        return Lane(
-            self._settings.kafka_bootstrap,
-            self.section.topic,
-            self.section.partition,
-            f"{self.section.name}-backlog",
-        )
-
-    def _make_feed(self, markets: tuple[str, ...]) -> Feed:
-        self.stats.markets = len(markets)
-        return Feed(
-            self.section.name,
-            markets,
-            url=self._settings.upbit_ws_url,
-            depth=self._settings.depth,
-            inbox=self._inbox,
-            limiter=self._limiter,
-            stats=self.stats,
-        )
-
-    def _change_markets(self, markets: tuple[str, ...]) -> None:
-        # The new connection delivers before the old one goes: no gap for the markets that stay.
-        with self._lock:
-            if self._stopping:
-                return
-            new = self._make_feed(markets)
-            new.start()
-            old, self._feed = self._feed, new
-        while not self._feed.live.wait(HANDOVER_POLL_S) and not self._stopping:
-            pass
-        old.stop()
 
 
 def _require_partitions(sections: Sequence[ProducerSection], bootstrap: str) -> None:
