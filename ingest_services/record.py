@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -37,8 +38,8 @@ class Envelope:
 
 
 @dataclass(frozen=True, slots=True)
-class Covered:
-    """A span of time, [from_us, to_us), over which every change of some books was received."""
+class Span:
+    """A span of time, [from_us, to_us), and the tickers that something is said about."""
 
     from_us: int
     to_us: int
@@ -49,19 +50,29 @@ class Covered:
 class Heartbeat:
     """What one connection is subscribed to, and what it covered since its last heartbeat.
 
-    Intervals never cross the end of a minute, and end at a moment at which the connection was known to be
-    alive, never at a guess.
+    Spans never cross the end of a minute, and end at a moment at which the connection was known to be alive,
+    never at a guess.
+
+    Attributes:
+        section: Producer section.
+        connection: The connection's name.
+        subscribed: Tickers that it is subscribed to.
+        covered: Over which every change of a book was received.
+        holes: Spans that this connection's heartbeats claimed before, and that it was found out later to have
+            missed something in: they take the claim back, for this connection alone. All holes of one
+            heartbeat lie in one minute.
     """
 
     section: str
     connection: str
     subscribed: tuple[str, ...]
-    covered: tuple[Covered, ...]
+    covered: tuple[Span, ...]
+    holes: tuple[Span, ...] = ()
 
     @property
     def to_us(self) -> int | None:
-        """The end of the newest covered interval, µs since the epoch."""
-        return max((interval.to_us for interval in self.covered), default=None)
+        """The end of the newest span that it speaks of, µs since the epoch; None if it speaks of none."""
+        return max((span.to_us for span in (*self.covered, *self.holes)), default=None)
 
     def encode(self) -> bytes:
         """Return the record's value."""
@@ -70,9 +81,8 @@ class Heartbeat:
                 "section": self.section,
                 "connection": self.connection,
                 "subscribed": self.subscribed,
-                "covered": [
-                    {"from_us": c.from_us, "to_us": c.to_us, "tickers": c.tickers} for c in self.covered
-                ],
+                "covered": [_span_json(span) for span in self.covered],
+                **({"holes": [_span_json(span) for span in self.holes]} if self.holes else {}),
             }
         )
 
@@ -101,13 +111,19 @@ class Heartbeat:
                 str(message["section"]),
                 str(message["connection"]),
                 tuple(map(str, message["subscribed"])),
-                tuple(
-                    Covered(int(c["from_us"]), int(c["to_us"]), tuple(map(str, c["tickers"])))
-                    for c in message["covered"]
-                ),
+                tuple(map(_read_span, message["covered"])),
+                tuple(map(_read_span, message.get("holes", ()))),
             )
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a heartbeat: {error!r}") from error
+
+
+def _span_json(span: Span) -> dict[str, object]:
+    return {"from_us": span.from_us, "to_us": span.to_us, "tickers": span.tickers}
+
+
+def _read_span(span: dict[str, Any]) -> Span:
+    return Span(int(span["from_us"]), int(span["to_us"]), tuple(map(str, span["tickers"])))
 
 
 def headers_of(envelope: Envelope) -> Headers:

@@ -15,7 +15,7 @@ import orjson
 from ingest_services.lake import chain as chains
 from ingest_services.lake import layout, lines
 from ingest_services.lake.store import ObjectStore, open_store
-from ingest_services.record import Covered, Heartbeat
+from ingest_services.record import Heartbeat, Span
 from ingest_services.upbit.frames import Book, read_frame
 from ingest_services.upbit.markets import market_of
 
@@ -226,7 +226,7 @@ def heartbeat(
 ) -> tuple[Heartbeat, int]:
     """Return a heartbeat that covered [start, end) of some tickers, and when it was received."""
     from_us, to_us = ms(start) * 1000, ms(end) * 1000
-    beat = Heartbeat(section, f"{section}-test-1", tickers, (Covered(from_us, to_us, tickers),))
+    beat = Heartbeat(section, f"{section}-test-1", tickers, (Span(from_us, to_us, tickers),))
     return beat, to_us + 1000
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ingest_services.record import Covered, Heartbeat, split_at_minutes
+from ingest_services.record import Heartbeat, Span, split_at_minutes
 
 MINUTE_US = 60_000_000
 # Heartbeats are promised at least every 10 s. They are triggered by receiving something, and a live
@@ -121,7 +121,7 @@ class CoverageTracker:
                 spans.setdefault((from_us, to_us), []).append(ticker)
                 self._since[ticker] = to_us
         covered = tuple(
-            Covered(piece_from_us, piece_to_us, tuple(tickers))
+            Span(piece_from_us, piece_to_us, tuple(tickers))
             for (from_us, end_us), tickers in sorted(spans.items())
             for piece_from_us, piece_to_us in split_at_minutes(from_us, end_us)
         )

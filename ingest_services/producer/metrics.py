@@ -22,6 +22,8 @@ from ingest_services.producer.supervision import State
 
 LOOPBACK = "127.0.0.1"
 LATENCY_BOUNDS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+# Below zero: our clock is behind the exchange's.
+DELAY_BOUNDS_S = (-1.0, -0.1, 0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 60.0)
 _PREFIX = "cryptostream_producer_"
 
 
@@ -37,6 +39,15 @@ class SectionStats:
         bytes: Bytes of those.
         garbage: Frames that could not be read, published all the same.
         error_frames: The exchange's error frames.
+        microsecond_stamps: Books whose stamp came in µs.
+        future_stamps: Books stamped later than they were received, beyond the clocks' tolerance.
+        delay_counts: Exchange stamp to receipt, REALTIME books, by bucket of `DELAY_BOUNDS_S`.
+        delay_sum_s: The sum of those.
+        last_frame_us: By ticker, when its last book was received, µs since the epoch.
+        silent: Tickers subscribed to that the live connection delivered nothing of within the bound.
+        verdicts: What comparing quiet tickers with the exchange's REST API said, by verdict.
+        resubscriptions: Connections made anew because a subscription was dead.
+        holes_s: What was claimed as covered and taken back, ticker-seconds.
         heartbeats: Heartbeats made.
         published: Records handed to Kafka.
         acknowledged: Records that Kafka acknowledged.
@@ -61,6 +72,15 @@ class SectionStats:
     bytes: int = 0
     garbage: int = 0
     error_frames: int = 0
+    microsecond_stamps: int = 0
+    future_stamps: int = 0
+    delay_counts: list[int] = field(default_factory=lambda: [0] * (len(DELAY_BOUNDS_S) + 1))
+    delay_sum_s: float = 0.0
+    last_frame_us: dict[str, int] = field(default_factory=dict)
+    silent: tuple[str, ...] = ()
+    verdicts: Counter[str] = field(default_factory=Counter)
+    resubscriptions: int = 0
+    holes_s: float = 0.0
     heartbeats: int = 0
     published: int = 0
     acknowledged: int = 0
@@ -76,6 +96,11 @@ class SectionStats:
     spool_damaged_bytes: int = 0
     latency_counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
     latency_sum_s: float = 0.0
+
+    def observe_delay(self, seconds: float) -> None:
+        """Count one book's way from the exchange's stamp to its receipt; below zero if the clocks differ."""
+        self.delay_counts[bisect_left(DELAY_BOUNDS_S, seconds)] += 1
+        self.delay_sum_s += seconds
 
     def observe_latency(self, seconds: float) -> None:
         """Count one live record's way from the socket to its acknowledgement."""

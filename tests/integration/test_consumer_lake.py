@@ -22,7 +22,7 @@ from ingest_services import kafka
 from ingest_services.lake import chain as chains
 from ingest_services.lake import layout
 from ingest_services.lake.store import FolderStore
-from ingest_services.record import BOOK, HEARTBEAT, Covered, Envelope, Heartbeat, headers_of
+from ingest_services.record import BOOK, HEARTBEAT, Envelope, Heartbeat, Span, headers_of
 from tests.broker import Broker, running_broker
 from tests.lake_oracle import Oracle, read_partition
 
@@ -281,7 +281,7 @@ def test_poison_never_stops_a_partition_and_keeps_its_bytes(pipe: Pipe) -> None:
 
 def test_heartbeats_go_to_the_coverage_of_the_minute_they_cover(pipe: Pipe) -> None:
     end_us = 1_738_480_560_000_000
-    heartbeat = Heartbeat("s", "c-1", ("BTC",), (Covered(end_us - 5_000_000, end_us, ("BTC",)),))
+    heartbeat = Heartbeat("s", "c-1", ("BTC",), (Span(end_us - 5_000_000, end_us, ("BTC",)),))
     headers = headers_of(Envelope(HEARTBEAT, end_us + 100_000, "c-1"))
     pipe.send([(0, heartbeat.encode(), headers)])
     consumer = pipe.consume()

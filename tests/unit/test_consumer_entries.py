@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_services.consumer.entries import Entry, read_record
-from ingest_services.record import BOOK, HEARTBEAT, Covered, Envelope, Heartbeat, headers_of
+from ingest_services.record import BOOK, HEARTBEAT, Envelope, Heartbeat, Span, headers_of
 
 RECEIVED_MS = 1_738_480_567_123
 MINUTE_MS = 60_000
@@ -74,7 +74,7 @@ def test_an_absurd_stamp_makes_no_absurd_path(stamp: int) -> None:
 
 
 def test_a_heartbeat_belongs_to_the_minute_that_it_covers() -> None:
-    covered = Covered((MINUTE - 10_000) * 1000, MINUTE * 1000, ("BTC",))
+    covered = Span((MINUTE - 10_000) * 1000, MINUTE * 1000, ("BTC",))
     entry = read(Heartbeat("s", "s-1", ("BTC",), (covered,)).encode(), HEARTBEAT)
     assert (entry.kind, entry.minute_ms) == ("heartbeat", MINUTE - MINUTE_MS)
 
@@ -82,13 +82,13 @@ def test_a_heartbeat_belongs_to_the_minute_that_it_covers() -> None:
 @pytest.mark.parametrize(
     "covered",
     [
-        Covered((MINUTE - 10_000) * 1000, MINUTE * 1_000_000, ("BTC",)),
-        Covered(MINUTE, MINUTE * 1000, ("BTC",)),
-        Covered(MINUTE * 1000, (MINUTE - 10_000) * 1000, ("BTC",)),
-        Covered(MINUTE * 1000, (RECEIVED_MS + 5_001) * 1000, ("BTC",)),
+        Span((MINUTE - 10_000) * 1000, MINUTE * 1_000_000, ("BTC",)),
+        Span(MINUTE, MINUTE * 1000, ("BTC",)),
+        Span(MINUTE * 1000, (MINUTE - 10_000) * 1000, ("BTC",)),
+        Span(MINUTE * 1000, (RECEIVED_MS + 5_001) * 1000, ("BTC",)),
     ],
 )
-def test_a_heartbeat_of_another_time_is_quarantined(covered: Covered) -> None:
+def test_a_heartbeat_of_another_time_is_quarantined(covered: Span) -> None:
     assert read(Heartbeat("s", "s-1", ("BTC",), (covered,)).encode(), HEARTBEAT).kind == "quarantine"
 
 

@@ -20,7 +20,7 @@ from ingest_services.lake import store as store_module
 from ingest_services.lake.chain import Chain, Commit, Fenced, Progress
 from ingest_services.lake.coverage import covered_intervals, covered_us, merge, read_heartbeats
 from ingest_services.lake.store import FolderStore, ObjectExists, ObjectMissing, open_store
-from ingest_services.record import Covered, Heartbeat
+from ingest_services.record import Heartbeat, Span
 
 SEOUL = ZoneInfo("Asia/Seoul")
 
@@ -257,9 +257,9 @@ def test_a_damaged_commit_is_named_not_skipped(store: FolderStore, garbage: byte
 
 def test_heartbeats_become_covered_intervals_with_holes_between_them() -> None:
     beats = [
-        Heartbeat("s", "c", ("BTC", "NEW"), (Covered(0, 10, ("BTC",)),)),
-        Heartbeat("s", "c", ("BTC", "NEW"), (Covered(10, 20, ("BTC",)), Covered(15, 20, ("ETH",)))),
-        Heartbeat("s", "d", ("BTC",), (Covered(30, 40, ("BTC",)),)),
+        Heartbeat("s", "c", ("BTC", "NEW"), (Span(0, 10, ("BTC",)),)),
+        Heartbeat("s", "c", ("BTC", "NEW"), (Span(10, 20, ("BTC",)), Span(15, 20, ("ETH",)))),
+        Heartbeat("s", "d", ("BTC",), (Span(30, 40, ("BTC",)),)),
     ]
     data = b"".join(lines.heartbeat_line(0, n, 1, "c", beat.encode()) for n, beat in enumerate(beats))
     found = covered_intervals(read_heartbeats(data))

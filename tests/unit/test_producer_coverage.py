@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_services.producer.coverage import HEARTBEAT_EVERY_US, MAX_SILENCE_US, MINUTE_US, CoverageTracker
-from ingest_services.record import Covered, Heartbeat
+from ingest_services.record import Heartbeat, Span
 
 SECOND = 1_000_000
 START = 1_738_480_560 * SECOND  # a full minute
@@ -23,7 +23,7 @@ def test_a_ticker_is_covered_from_its_first_book() -> None:
     tracker.receive(START + SECOND, "BTC")
     tracker.receive(START + 2 * SECOND)
     assert tracker.finish() == Heartbeat(
-        "s", "c", ("BTC", "ETH"), (Covered(START + SECOND, START + 2 * SECOND, ("BTC",)),)
+        "s", "c", ("BTC", "ETH"), (Span(START + SECOND, START + 2 * SECOND, ("BTC",)),)
     )
 
 
@@ -53,9 +53,9 @@ def test_a_minute_is_claimed_to_its_end_once_something_comes_after_it() -> None:
     tracker.receive(START + 55 * SECOND, "BTC")
     heartbeat = tracker.receive(START + 61 * SECOND)
     assert heartbeat is not None
-    assert heartbeat.covered == (Covered(START + 55 * SECOND, START + MINUTE_US, ("BTC",)),)
+    assert heartbeat.covered == (Span(START + 55 * SECOND, START + MINUTE_US, ("BTC",)),)
     # And the rest with the next one.
-    assert tracker.finish().covered == (Covered(START + MINUTE_US, START + 61 * SECOND, ("BTC",)),)
+    assert tracker.finish().covered == (Span(START + MINUTE_US, START + 61 * SECOND, ("BTC",)),)
 
 
 def test_a_heartbeat_comes_before_the_frame_that_made_it_due() -> None:

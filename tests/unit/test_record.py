@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from ingest_services.record import (
     BOOK,
     HEARTBEAT,
-    Covered,
     Envelope,
     Heartbeat,
+    Span,
     headers_of,
     read_headers,
     split_at_minutes,
@@ -40,9 +40,7 @@ def test_foreign_headers_fall_back_to_what_the_record_knows() -> None:
 
 
 def test_a_heartbeat_comes_back_as_it_was_written() -> None:
-    beat = Heartbeat(
-        "upbit_producer1", "c-1", ("BTC", "ETH"), (Covered(1, 5, ("BTC",)), Covered(2, 9, ("ETH",)))
-    )
+    beat = Heartbeat("upbit_producer1", "c-1", ("BTC", "ETH"), (Span(1, 5, ("BTC",)), Span(2, 9, ("ETH",))))
     assert Heartbeat.decode(beat.encode()) == beat
     assert beat.to_us == 9
 

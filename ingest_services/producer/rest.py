@@ -1,0 +1,152 @@
+"""The exchange's REST API, asked politely: one client for the whole process.
+
+Belongs here: requests, their pace, and what an answer means. Does not belong here: what is done about it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable
+from http.client import HTTPException
+from typing import Any, NamedTuple
+
+import orjson
+
+from ingest_services.producer.supervision import Backoff
+from ingest_services.upbit.frames import exchange_ms
+from ingest_services.upbit.markets import ticker_of
+
+TIMEOUT_S = 5.0
+# Upbit takes 10 requests a second in each group. We need one every few seconds; other programs may share the
+# address.
+EVERY_S = 0.25
+# After 429 comes 418, with a block that grows for as long as one goes on asking.
+SLOW_DOWN_S = {429: 5.0, 418: 60.0}
+BLOCK_CAP_S = 600.0
+
+
+class RestError(Exception):
+    """The exchange did not answer, or not with what was asked for.
+
+    Attributes:
+        status: HTTP status; None if there was no answer.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class RestBook(NamedTuple):
+    """A book as `/v1/orderbook` tells it.
+
+    Attributes:
+        tms: Its stamp, ms since the epoch.
+        levels: (ask price, ask size, bid price, bid size), best first.
+    """
+
+    tms: int
+    levels: tuple[tuple[float, float, float, float], ...]
+
+
+class Rest:
+    """Asks one exchange; may be used by several threads."""
+
+    def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """Ask nothing yet.
+
+        Args:
+            url: The exchange's REST endpoint.
+            clock: Monotonic clock, seconds.
+        """
+        self.url = url.rstrip("/")
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._free_s = 0.0
+        self._blocks = Backoff(base_s=1.0, cap_s=BLOCK_CAP_S)
+        self.waited_s = 0.0
+        self.refused = 0
+
+    def markets(self) -> tuple[str, ...]:
+        """Return the codes of all markets, in order.
+
+        Raises:
+            RestError: If they cannot be had. An empty answer is none: an exchange without markets is a fault,
+                and must not end every subscription.
+        """
+        answer = self._get("/v1/market/all")
+        try:
+            codes = sorted({entry["market"] for entry in answer})
+            for code in codes:
+                ticker_of(code)
+        except (TypeError, KeyError, ValueError) as error:
+            raise RestError(f"{self.url}/v1/market/all: no list of markets ({error!r})") from error
+        if not codes:
+            raise RestError(f"{self.url}/v1/market/all: no market at all")
+        return tuple(codes)
+
+    def books(self, markets: Iterable[str]) -> dict[str, RestBook]:
+        """Return the present books of some markets; one call, however many.
+
+        Raises:
+            RestError: If they cannot be had; with status 404 if one of the codes does not exist.
+        """
+        query = urllib.parse.urlencode({"markets": ",".join(markets)}, safe=",")
+        answer = self._get(f"/v1/orderbook?{query}")
+        try:
+            return {
+                book["market"]: RestBook(
+                    exchange_ms(int(book["timestamp"])),
+                    tuple(
+                        (
+                            float(unit["ask_price"]),
+                            float(unit["ask_size"]),
+                            float(unit["bid_price"]),
+                            float(unit["bid_size"]),
+                        )
+                        for unit in book["orderbook_units"]
+                    ),
+                )
+                for book in answer
+            }
+        except (TypeError, KeyError, ValueError) as error:
+            raise RestError(f"{self.url}/v1/orderbook: no order books ({error!r})") from error
+
+    def _get(self, path: str) -> Any:
+        self._take_turn()
+        url = self.url + path
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:  # noqa: S310 (a setting, not input)
+                answer = orjson.loads(response.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code in SLOW_DOWN_S:
+                    self._slow_down(SLOW_DOWN_S[error.code])
+                raise RestError(f"{url}: HTTP {error.code}", error.code) from error
+        except (OSError, HTTPException, ValueError) as error:
+            raise RestError(f"{url}: {error}") from error
+        with self._lock:
+            self._blocks.reset()
+        return answer
+
+    def _take_turn(self) -> None:
+        with self._lock:
+            now_s = self._clock()
+            if self._free_s - now_s > TIMEOUT_S:
+                raise RestError(
+                    f"{self.url}: asked us to slow down; asking again in {self._free_s - now_s:.0f} s"
+                )
+            delay_s = max(0.0, self._free_s - now_s)
+            self._free_s = max(self._free_s, now_s) + EVERY_S
+            self.waited_s += delay_s
+        if delay_s:
+            time.sleep(delay_s)
+
+    def _slow_down(self, at_least_s: float) -> None:
+        with self._lock:
+            self.refused += 1
+            self._free_s = self._clock() + self._blocks.next_s(at_least_s)
