@@ -12,12 +12,9 @@ from typing import NamedTuple
 from ingest_services.lake import lines
 from ingest_services.lake.chain import FileKind
 from ingest_services.lake.layout import MINUTE_MS
-from ingest_services.record import HEARTBEAT, Envelope, Heartbeat, read_headers
+from ingest_services.record import CLOCK_TOLERANCE_MS, HEARTBEAT, Envelope, Heartbeat, read_headers
 from ingest_services.upbit.frames import SNAPSHOT, Book, read_frame
 
-# A book cannot be stamped after it was received; clocks may differ by this much before it is called garbage.
-# Five seconds is the default lateness: with a larger skew no minute could be called complete anyway.
-CLOCK_TOLERANCE_MS = 5_000
 # Year 2001 to 2286 in ms. Outside of it a stamp is damage, and would scatter objects over absurd paths.
 STAMPS_MS = range(10**12, 10**13)
 

@@ -39,6 +39,7 @@ class SectionStats:
         bytes: Bytes of those.
         garbage: Frames that could not be read, published all the same.
         error_frames: The exchange's error frames.
+        status_frames: `UP` and its like.
         microsecond_stamps: Books whose stamp came in µs.
         future_stamps: Books stamped later than they were received, beyond the clocks' tolerance.
         delay_counts: Exchange stamp to receipt, REALTIME books, by bucket of `DELAY_BOUNDS_S`.
@@ -72,6 +73,7 @@ class SectionStats:
     bytes: int = 0
     garbage: int = 0
     error_frames: int = 0
+    status_frames: int = 0
     microsecond_stamps: int = 0
     future_stamps: int = 0
     delay_counts: list[int] = field(default_factory=lambda: [0] * (len(DELAY_BOUNDS_S) + 1))

@@ -29,12 +29,14 @@ class Book:
         ticker: Canonical ticker, `BTC`.
         tms: Last change of the book on the exchange, ms since the epoch.
         stream_type: `SNAPSHOT` or `REALTIME`.
+        microseconds: Whether the stamp came in µs.
     """
 
     market: str
     ticker: str
     tms: int
     stream_type: str
+    microseconds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,4 +112,4 @@ def _read_book(message: dict[str, object]) -> Book | Garbage:
         return Garbage("no stream type")
     if not isinstance(units, list):
         return Garbage("no order book")
-    return Book(market, ticker, exchange_ms(stamp), str(stream_type))
+    return Book(market, ticker, exchange_ms(stamp), str(stream_type), stamp >= MICROSECOND_STAMP_FROM)

@@ -12,6 +12,8 @@ DEPTHS = (1, 5, 15, 30)
 FORMATS = ("DEFAULT", "SIMPLE", "JSON_LIST", "SIMPLE_LIST")
 ERROR_NAMES = ("INVALID_AUTH", "WRONG_FORMAT", "NO_TICKET", "NO_TYPE", "NO_CODES", "INVALID_PARAM")
 LIST_SUBSCRIPTIONS = "LIST_SUBSCRIPTIONS"
+# As a text message it starts `{"status":"UP"}` every ten seconds.
+PING = b"PING"
 
 _PUBLIC_TYPES = ("ticker", "trade", "orderbook")
 _PUBLIC_PREFIX = "candle."
