@@ -81,7 +81,7 @@ class Heartbeat:
 
     @property
     def only_takes_back(self) -> bool:
-        """Whether it speaks of holes alone: then it says nothing about what its section is subscribed to now."""
+        """Whether it speaks of holes alone: then it does not say what its section is subscribed to now."""
         return bool(self.holes) and not self.covered
 
     def encode(self) -> bytes:
@@ -132,25 +132,20 @@ def _span_json(span: Span) -> dict[str, object]:
 class _Fields:
     """Reads a JSON object's fields by name and type; messages never quote a value, which may be anything.
 
-    What passes ends up in paths and in Postgres: a name that could not be stored must not get that far.
+    What passes goes into paths and into Postgres: a name that could not be stored must not get that far.
     """
 
     def __init__(self, content: object) -> None:
-        if not isinstance(content, dict):
-            raise ValueError("not a heartbeat: not a JSON object")
-        self.content: dict[str, object] = content
+        self.content: dict[str, object] = content if isinstance(content, dict) else {}
 
     def name(self, field: str) -> str:
         value = self.content.get(field)
-        if not isinstance(value, str) or not value.isprintable():
-            raise ValueError(f"not a heartbeat: {field} is no name")
-        return value
+        if isinstance(value, str) and value.isprintable():
+            return value
+        raise ValueError(f"not a heartbeat: {field} is no name")
 
     def tickers(self, field: str) -> tuple[str, ...]:
-        values = self._list(field)
-        if not all(isinstance(value, str) and _is_ticker(value) for value in values):
-            raise ValueError(f"not a heartbeat: {field} holds what is no ticker")
-        return tuple(values)
+        return tuple(_require_ticker(value, field) for value in self._list(field))
 
     def spans(self, field: str) -> tuple[Span, ...]:
         spans = map(_Fields, self._list(field))
@@ -158,22 +153,24 @@ class _Fields:
 
     def _number(self, field: str) -> int:
         value = self.content.get(field)
-        if type(value) is not int:
-            raise ValueError(f"not a heartbeat: {field} is no whole number")
-        return value
+        if type(value) is int:
+            return value
+        raise ValueError(f"not a heartbeat: {field} is no whole number")
 
-    def _list(self, field: str) -> list[str]:
-        values = self.content.get(field)
-        if not isinstance(values, list):
-            raise ValueError(f"not a heartbeat: {field} is no list")
-        return values
+    def _list(self, field: str) -> list[object]:
+        value = self.content.get(field)
+        if isinstance(value, list):
+            return value
+        raise ValueError(f"not a heartbeat: {field} is no list")
 
 
-def _is_ticker(text: str) -> bool:
+def _require_ticker(value: object, field: str) -> str:
     try:
-        return ticker_of(market_of(text)) == text
+        if isinstance(value, str) and ticker_of(market_of(value)) == value:
+            return value
     except ValueError:
-        return False
+        pass
+    raise ValueError(f"not a heartbeat: {field} holds what is no ticker")
 
 
 def headers_of(envelope: Envelope) -> Headers:

@@ -18,7 +18,7 @@ from cryptostream_dagster.sql import load_sql
 from cryptostream_dagster.window import WINDOW_S, Window
 from ingest_services.errors import UserError
 from ingest_services.lake.chain import CommitFile
-from ingest_services.lake.coverage import covered_intervals, covered_us, read_heartbeats
+from ingest_services.lake.coverage import covered_intervals, covered_us, read_heartbeats, read_reports
 from ingest_services.lake.lines import decompress
 from ingest_services.lake.store import ObjectMissing, ObjectStore
 from ingest_services.record import Heartbeat
@@ -74,7 +74,7 @@ def window_coverage(connection: psycopg.Connection, store: ObjectStore, window: 
     heartbeats: list[Heartbeat] = []
     for (path,) in paths:
         try:
-            heartbeats += _read(store, path)
+            heartbeats += read_heartbeats(decompress(path, store.get(path)))
         except ObjectMissing as error:
             raise UserError(f"{store.url}/{path}: a commit names it, but it is not there") from error
         except (ValueError, ZstdError) as error:
@@ -84,7 +84,8 @@ def window_coverage(connection: psycopg.Connection, store: ObjectStore, window: 
         ticker: covered_us(intervals, start_us, end_us) / (WINDOW_S * 1_000_000)
         for ticker, intervals in covered_intervals(heartbeats).items()
     }
-    for ticker in _expected(connection, window, {heartbeat.section for heartbeat in heartbeats}):
+    heard = {heartbeat.section for heartbeat in heartbeats if not heartbeat.only_takes_back}
+    for ticker in _expected(connection, window, heard):
         ratios.setdefault(ticker, 0.0)
     return Coverage(True, ratios)
 
@@ -105,14 +106,17 @@ def note_subscriptions(
             continue
         start = Window.at(datetime.fromtimestamp(file.minute_ms / 1000, UTC)).start
         try:
-            heartbeats = _read(store, file.path)
+            reports = read_reports(decompress(file.path, store.get(file.path)))
         except (ObjectMissing, ValueError, ZstdError):
             # One bad or expired object must not stop every window; sealing its own window names it.
             continue
-        for heartbeat in heartbeats:  # in the order of the log: the last one stays
+        for received_us, heartbeat in reports:  # of two that were received at once the later in the log stays
+            # What is taken back is found out later, maybe when the section is subscribed to something else.
+            if heartbeat.only_takes_back:
+                continue
             key = (heartbeat.section, start)
-            if key not in newest or newest[key][0] <= file.max_received_us:
-                newest[key] = (file.max_received_us, heartbeat.subscribed)
+            if key not in newest or newest[key][0] <= received_us:
+                newest[key] = (received_us, heartbeat.subscribed)
     if not newest:
         return
     connection.execute(
@@ -164,7 +168,3 @@ def _expected(connection: psycopg.Connection, window: Window, heard: set[str]) -
         {"start": window.start, "since": window.start - EXPECTED_FOR},
     )
     return {ticker for section, tickers in rows if section not in heard for ticker in tickers}
-
-
-def _read(store: ObjectStore, path: str) -> list[Heartbeat]:
-    return read_heartbeats(decompress(path, store.get(path)))

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import orjson
+
 from ingest_services.lake import lines
 from ingest_services.lake.chain import FileKind
 from ingest_services.lake.layout import MINUTE_MS
 from ingest_services.record import CLOCK_TOLERANCE_MS, HEARTBEAT, Envelope, Heartbeat, read_headers
-from ingest_services.upbit.frames import SNAPSHOT, Book, read_frame
+from ingest_services.upbit.frames import SNAPSHOT, Book, Frame, Garbage, read_frame
 
 # Year 2001 to 2286 in ms. Outside of it a stamp is damage, and would scatter objects over absurd paths.
 STAMPS_MS = range(10**12, 10**13)
+# orjson and DuckDB follow about a thousand levels. A book has some thirty brackets in all.
+SURELY_READABLE = 500
 
 
 class Entry(NamedTuple):
@@ -63,55 +67,82 @@ def read_record(
     if envelope.received_us // 1000 not in STAMPS_MS:
         received_ms = min(max(timestamp_ms, STAMPS_MS.start), STAMPS_MS.stop - 1)
         envelope = Envelope(envelope.kind, received_ms * 1000, envelope.connection)
+    found = _understand(partition, offset, value, envelope)
+    if isinstance(found, Entry):
+        return found
     head = (partition, offset, envelope.received_us, envelope.connection)
-    received_minute_ms = _minute(envelope.received_us // 1000)
+    line = lines.quarantine_line(*head, found, key, value)
+    minute_ms = _minute(envelope.received_us // 1000)
+    return Entry(offset, "quarantine", "", minute_ms, None, envelope.received_us, line)
 
+
+def _understand(partition: int, offset: int, value: bytes | None, envelope: Envelope) -> Entry | str:
+    """Return a book's or heartbeat's entry, or why the record is neither."""
     if value is None:
-        reason = "no value"
-    elif b"\n" in value or b"\r" in value:
-        reason = "line break in the value"
-    elif envelope.kind == HEARTBEAT:
-        try:
-            to_us = _covered_until(Heartbeat.decode(value), envelope.received_us)
-        except ValueError:
-            reason = "not a heartbeat"
-        else:
-            minute_ms = received_minute_ms if to_us is None else _minute((to_us - 1) // 1000)
-            line = lines.heartbeat_line(*head, value)
-            return Entry(offset, "heartbeat", "", minute_ms, None, envelope.received_us, line)
+        return "no value"
+    if b"\n" in value or b"\r" in value:
+        return "line break in the value"
+    head = (partition, offset, envelope.received_us, envelope.connection)
+    if envelope.kind == HEARTBEAT:
+        minute_ms = _minute_of_heartbeat(value, envelope.received_us)
+        if minute_ms is None:
+            return "not a heartbeat"
+        line = lines.heartbeat_line(*head, value)
+        entry = Entry(offset, "heartbeat", "", minute_ms, None, envelope.received_us, line)
     else:
         frame = read_frame(value)
-        if not isinstance(frame, Book):
-            reason = getattr(frame, "reason", "not a book")
-        elif frame.tms not in STAMPS_MS:
-            reason = "timestamp out of range"
-        elif frame.tms > envelope.received_us // 1000 + CLOCK_TOLERANCE_MS:
-            reason = "timestamp after it was received"
-        else:
-            # A snapshot is state, not an event: it may be minutes old and must not reopen an old window.
-            snapshot = frame.stream_type == SNAPSHOT
-            minute_ms = received_minute_ms if snapshot else _minute(frame.tms)
-            line = lines.book_line(*head, value)
-            return Entry(offset, "book", frame.ticker, minute_ms, frame.tms, envelope.received_us, line)
-    line = lines.quarantine_line(*head, reason, key, value)
-    return Entry(offset, "quarantine", "", received_minute_ms, None, envelope.received_us, line)
+        fault = _fault_of(frame, envelope.received_us // 1000)
+        if not isinstance(frame, Book) or fault:
+            return fault
+        # A snapshot is state, not an event: it may be minutes old and must not reopen an old window.
+        moment_ms = envelope.received_us // 1000 if frame.stream_type == SNAPSHOT else frame.tms
+        line = lines.book_line(*head, value)
+        entry = Entry(offset, "book", frame.ticker, _minute(moment_ms), frame.tms, envelope.received_us, line)
+    return entry if _is_readable(entry.line) else "nested too deep"
 
 
-def _covered_until(heartbeat: Heartbeat, received_us: int) -> int | None:
-    """Return the end of what a heartbeat covers, µs.
+def _fault_of(frame: Frame, received_ms: int) -> str:
+    """Return why a frame cannot be kept as a book; empty if it can."""
+    if not isinstance(frame, Book):
+        return frame.reason if isinstance(frame, Garbage) else "not a book"
+    if frame.tms not in STAMPS_MS:
+        return "timestamp out of range"
+    if frame.tms > received_ms + CLOCK_TOLERANCE_MS:
+        return "timestamp after it was received"
+    return ""
 
-    Raises:
-        ValueError: If it speaks of a time that has not been, or that no clock of ours can have shown.
+
+def _minute_of_heartbeat(value: bytes, received_us: int) -> int | None:
+    """Return the start of the minute that a heartbeat speaks of, ms; None if it is none.
+
+    All spans of one of our producer's lie in one minute. A foreign one's may lie in several, but a record is
+    one line of one object, and a window reads the objects of its own minutes. What is claimed elsewhere is
+    then not seen, and coverage understated; a hole that is not seen would overstate it. So the newest hole
+    decides, and only where there is none the newest claim; older holes of the same record are not seen.
     """
-    for covered in heartbeat.covered:
-        if (
-            covered.from_us // 1000 not in STAMPS_MS
-            or covered.to_us > received_us + CLOCK_TOLERANCE_MS * 1000
-        ):
-            raise ValueError(f"covers {covered.from_us} to {covered.to_us}, received at {received_us}")
-        if covered.from_us > covered.to_us:
-            raise ValueError(f"covers {covered.from_us} to {covered.to_us}")
-    return heartbeat.to_us
+    try:
+        heartbeat = Heartbeat.decode(value)
+    except ValueError:
+        return None
+    for span in (*heartbeat.covered, *heartbeat.holes):
+        # A time that has not been, or that no clock of ours can have shown.
+        if span.from_us // 1000 not in STAMPS_MS or span.to_us > received_us + CLOCK_TOLERANCE_MS * 1000:
+            return None
+        if span.from_us > span.to_us:
+            return None
+    ends = [span.to_us - 1 for span in heartbeat.holes or heartbeat.covered]
+    return _minute(max(ends, default=received_us) // 1000)
+
+
+def _is_readable(line: bytes) -> bool:
+    """Whether a line can be parsed whose value can be: the line nests it one level deeper."""
+    if line.count(b"[") + line.count(b"{") <= SURELY_READABLE:
+        return True
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _minute(moment_ms: int) -> int:

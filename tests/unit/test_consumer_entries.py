@@ -92,6 +92,70 @@ def test_a_heartbeat_of_another_time_is_quarantined(covered: Span) -> None:
     assert read(Heartbeat("s", "s-1", ("BTC",), (covered,)).encode(), HEARTBEAT).kind == "quarantine"
 
 
+def beat(covered: tuple[Span, ...] = (), holes: tuple[Span, ...] = ()) -> Entry:
+    return read(Heartbeat("s", "s-1", ("BTC",), covered, holes).encode(), HEARTBEAT)
+
+
+def span(from_ms: int, to_ms: int) -> Span:
+    return Span(from_ms * 1000, to_ms * 1000, ("BTC",))
+
+
+NOW = span(MINUTE, RECEIVED_MS)
+BEFORE = span(MINUTE - 4 * MINUTE_MS - 20_000, MINUTE - 4 * MINUTE_MS)
+EARLIER = span(MINUTE - 8 * MINUTE_MS, MINUTE - 8 * MINUTE_MS + 1)
+
+
+@pytest.mark.parametrize(
+    ("covered", "holes", "minute"),
+    [
+        ((), (), MINUTE),
+        ((NOW,), (), MINUTE),
+        ((), (BEFORE,), MINUTE - 5 * MINUTE_MS),
+        ((NOW,), (span(MINUTE + 1, MINUTE + 9),), MINUTE),
+        # What follows, our producer never sends: spans in several minutes.
+        ((BEFORE, NOW), (), MINUTE),
+        ((NOW,), (BEFORE,), MINUTE - 5 * MINUTE_MS),
+        ((NOW, EARLIER), (EARLIER, BEFORE), MINUTE - 5 * MINUTE_MS),
+    ],
+)
+def test_a_heartbeat_belongs_to_the_minute_that_it_speaks_of_and_a_hole_counts_more_than_a_claim(
+    covered: tuple[Span, ...], holes: tuple[Span, ...], minute: int
+) -> None:
+    entry = beat(covered, holes)
+    assert (entry.kind, entry.minute_ms) == ("heartbeat", minute)
+
+
+@pytest.mark.parametrize(
+    "hole",
+    [
+        span(RECEIVED_MS, RECEIVED_MS + 5_001),
+        span(MINUTE + 2, MINUTE + 1),
+        span(10**12 - 1, MINUTE),
+        Span(-(2**63), MINUTE * 1000, ("BTC",)),
+    ],
+)
+def test_a_hole_of_another_time_is_quarantined(hole: Span) -> None:
+    assert beat((NOW,), (hole,)).kind == "quarantine"
+    entry = beat((), (hole,))
+    assert (entry.kind, json.loads(entry.line)["reason"]) == ("quarantine", "not a heartbeat")
+
+
+def test_a_record_that_only_its_line_nests_too_deep_is_quarantined() -> None:
+    # The deepest that can be parsed by itself: inside a line it could not be.
+    for kind, plain in ((BOOK, frame(MINUTE)), (HEARTBEAT, Heartbeat("s", "s-1", ("BTC",), ()).encode())):
+        deepest, reasons = 0, set()
+        for depth in range(400, 1300):
+            nested = plain[:-1] + b',"x":' + b"[" * depth + b"]" * depth + b"}"
+            entry = read(nested, kind)
+            if entry.kind == kind:
+                deepest = depth
+                orjson.loads(entry.line)
+            else:
+                reasons.add(json.loads(entry.line)["reason"])
+        assert deepest > 900
+        assert "nested too deep" in reasons
+
+
 def test_a_heartbeat_with_a_line_break_is_quarantined() -> None:
     beat = Heartbeat("s", "s-1", ("BTC",), ()).encode()
     assert read(beat.replace(b",", b",\r"), HEARTBEAT).kind == "quarantine"

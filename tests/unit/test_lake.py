@@ -7,6 +7,7 @@ import os
 import threading
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -18,7 +19,7 @@ from ingest_services.lake import chain as chains
 from ingest_services.lake import layout, lines
 from ingest_services.lake import store as store_module
 from ingest_services.lake.chain import Chain, Commit, Fenced, Progress
-from ingest_services.lake.coverage import covered_intervals, covered_us, merge, read_heartbeats
+from ingest_services.lake.coverage import covered_intervals, covered_us, merge, read_heartbeats, subtract
 from ingest_services.lake.store import FolderStore, ObjectExists, ObjectMissing, open_store
 from ingest_services.record import Heartbeat, Span
 
@@ -276,3 +277,64 @@ def test_the_union_of_intervals_covers_exactly_the_same_instants(
     assert {i for start, end in merged for i in range(start, end)} == instants
     assert all(a[1] < b[0] for a, b in pairwise(merged))
     assert covered_us(intervals, from_us, to_us) == len(instants & set(range(from_us, to_us)))
+
+
+pairs = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=6)
+
+
+@given(pairs, pairs)
+def test_what_is_left_after_holes_is_exactly_the_instants_of_one_and_not_the_other(
+    intervals: list[tuple[int, int]], holes: list[tuple[int, int]]
+) -> None:
+    covered, lost = ({i for start, end in some for i in range(start, end)} for some in (intervals, holes))
+    left = subtract(intervals, holes)
+    assert {i for start, end in left for i in range(start, end)} == covered - lost
+    assert all(a[1] < b[0] for a, b in pairwise(left))
+
+
+tickers = st.lists(st.sampled_from(["BTC", "ETH"]), max_size=2, unique=True).map(tuple)
+spans = st.lists(
+    st.builds(
+        lambda a, b, named: Span(min(a, b), max(a, b), named), st.integers(0, 20), st.integers(0, 20), tickers
+    ),
+    max_size=3,
+).map(tuple)
+some_heartbeats = st.lists(
+    st.builds(Heartbeat, st.just("s"), st.sampled_from(["c-1", "c-2"]), tickers, spans, spans), max_size=5
+)
+
+
+@given(some_heartbeats, st.randoms(use_true_random=False))
+def test_a_hole_takes_back_what_its_own_connection_claimed_in_whatever_order_they_come(
+    beats: list[Heartbeat], random: Random
+) -> None:
+    def instants(connection: str, ticker: str, kind: str) -> set[int]:
+        return {
+            instant
+            for beat in beats
+            if beat.connection == connection
+            for span in getattr(beat, kind)
+            if ticker in span.tickers
+            for instant in range(span.from_us, span.to_us)
+        }
+
+    found = covered_intervals(beats)
+    random.shuffle(beats)
+    assert covered_intervals(beats) == found
+    named = {
+        t for b in beats for t in (*b.subscribed, *(t for s in (*b.covered, *b.holes) for t in s.tickers))
+    }
+    assert set(found) == named
+    for ticker, intervals in found.items():
+        expected = set[int]().union(
+            *(instants(c, ticker, "covered") - instants(c, ticker, "holes") for c in ("c-1", "c-2"))
+        )
+        assert {i for start, end in intervals for i in range(start, end)} == expected
+
+
+@pytest.mark.parametrize(
+    "line", [b"7", b"{}", b'{"received_us":1}', b'{"received_us":1,"heartbeat":7}', b"{"]
+)
+def test_a_line_that_is_no_heartbeat_is_an_error_and_no_empty_coverage(line: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - orjson's own or ours
+        read_heartbeats(line + b"\n")

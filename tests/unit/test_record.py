@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,10 +47,62 @@ def test_a_heartbeat_comes_back_as_it_was_written() -> None:
     assert beat.to_us == 9
 
 
+def test_holes_come_back_as_they_were_written_and_are_not_there_where_there_are_none() -> None:
+    beat = Heartbeat("upbit_producer1", "c-1", ("BTC",), (), (Span(1, 5, ("BTC",)), Span(7, 9, ("BTC",))))
+    assert Heartbeat.decode(beat.encode()) == beat
+    assert (beat.to_us, beat.only_takes_back) == (9, True)
+    claim = Heartbeat("upbit_producer1", "c-1", ("BTC",), (Span(1, 12, ("BTC",)),), beat.holes)
+    assert (claim.to_us, claim.only_takes_back) == (12, False)
+    silent = Heartbeat("upbit_producer1", "c-1", ("BTC",), ())
+    assert b"holes" not in silent.encode()
+    assert (silent.to_us, silent.only_takes_back) == (None, False)
+
+
+BEAT: dict[str, object] = {
+    "section": "s",
+    "connection": "c",
+    "subscribed": ["BTC", "USDT-ETH"],
+    "covered": [],
+}
+SPAN = {"from_us": 1, "to_us": 2, "tickers": ["BTC"]}
+DEEP: list[object] = []
+for _ in range(900):
+    DEEP = [DEEP]
+
+
 @pytest.mark.parametrize(
-    "value", [b"", b"[]", b"{}", b'{"section":"s","connection":"c","subscribed":1,"covered":[]}']
+    "change",
+    [
+        {"subscribed": 1},
+        {"subscribed": "BTC"},
+        {"subscribed": ["KRW-BTC"]},
+        {"subscribed": ["btc"]},
+        {"subscribed": ["../x"]},
+        {"subscribed": [None]},
+        {"section": None},
+        {"section": "a\0b"},  # Postgres could not hold it, and a sync would stop for all windows
+        {"section": DEEP},
+        {"connection": 7},
+        {"covered": {}},
+        {"covered": [7]},
+        {"covered": [SPAN | {"from_us": "1"}]},
+        {"covered": [SPAN | {"from_us": 1.5}]},
+        {"covered": [SPAN | {"to_us": True}]},
+        {"covered": [SPAN | {"to_us": 2**70}]},  # comes back as a float
+        {"covered": [SPAN | {"tickers": None}]},
+        {"holes": None},
+        {"holes": [SPAN, {}]},
+        {"holes": [SPAN | {"tickers": [DEEP]}]},
+    ],
 )
-def test_what_is_no_heartbeat_is_refused(value: bytes) -> None:
+def test_what_is_no_heartbeat_is_refused(change: dict[str, object]) -> None:
+    assert Heartbeat.decode(json.dumps(BEAT | {"holes": [SPAN]}).encode()).holes == (Span(1, 2, ("BTC",)),)
+    with pytest.raises(ValueError, match="not a heartbeat"):
+        Heartbeat.decode(json.dumps(BEAT | change).encode())
+
+
+@pytest.mark.parametrize("value", [b"", b"[]", b"7", b"{}", b"null", b"\xff"])
+def test_what_is_no_json_object_is_no_heartbeat(value: bytes) -> None:
     with pytest.raises(ValueError, match="not a heartbeat"):
         Heartbeat.decode(value)
 
