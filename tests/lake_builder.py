@@ -222,15 +222,32 @@ class LakeBuilder:
 
 
 def heartbeat(
-    start: datetime, end: datetime, *tickers: str, section: str = "upbit_producer1"
+    start: datetime, end: datetime, *tickers: str, section: str = "upbit_producer1", connection: int = 1
 ) -> tuple[Heartbeat, int]:
     """Return a heartbeat that covered [start, end) of some tickers, and when it was received."""
     from_us, to_us = ms(start) * 1000, ms(end) * 1000
-    beat = Heartbeat(section, f"{section}-test-1", tickers, (Span(from_us, to_us, tickers),))
+    beat = Heartbeat(section, f"{section}-test-{connection}", tickers, (Span(from_us, to_us, tickers),))
     return beat, to_us + 1000
 
 
-def covered_minutes(start: datetime, minutes: int, *tickers: str) -> list[tuple[Heartbeat, int]]:
+def hole(
+    start: datetime,
+    end: datetime,
+    *tickers: str,
+    found_out: datetime,
+    subscribed: tuple[str, ...] = (),
+    section: str = "upbit_producer1",
+    connection: int = 1,
+) -> tuple[Heartbeat, int]:
+    """Return a heartbeat that takes back what its connection claimed of [start, end)."""
+    lost = Span(ms(start) * 1000, ms(end) * 1000, tickers)
+    beat = Heartbeat(section, f"{section}-test-{connection}", subscribed or tickers, (), (lost,))
+    return beat, ms(found_out) * 1000
+
+
+def covered_minutes(
+    start: datetime, minutes: int, *tickers: str, connection: int = 1
+) -> list[tuple[Heartbeat, int]]:
     """Return heartbeats that cover whole minutes from an instant on."""
     begin = ms(start)
     return [
@@ -238,6 +255,7 @@ def covered_minutes(start: datetime, minutes: int, *tickers: str) -> list[tuple[
             datetime.fromtimestamp((begin + n * MINUTE_MS) / 1000, UTC),
             datetime.fromtimestamp((begin + (n + 1) * MINUTE_MS) / 1000, UTC),
             *tickers,
+            connection=connection,
         )
         for n in range(minutes)
     ]

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from cryptostream_dagster.catalog import sync as sync_module
@@ -23,7 +24,7 @@ from cryptostream_dagster.checks import QUESTIONS, ask
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
 from ingest_services.lake import chain as chains
-from tests.lake_builder import LakeBuilder, Row, covered_minutes, frame, heartbeat, instant, ms
+from tests.lake_builder import LakeBuilder, Row, covered_minutes, frame, heartbeat, hole, instant, ms
 from tests.pipeline import Pipeline, open_pipeline
 from tests.postgres_fixture import TestDatabase
 
@@ -333,6 +334,128 @@ def test_of_a_sections_heartbeats_the_one_received_last_says_what_it_is_subscrib
     silent = WINDOW.shifted(1)
     lake.through(silent.end)
     assert ratios(pipeline, silent) == {"BTC": 0.0}
+
+
+HALF = timedelta(seconds=30)
+LATE = WINDOW.end + 40 * MINUTE
+
+
+def test_a_hole_that_is_found_out_late_is_written_to_coverage_and_candles_of_the_same_version(
+    pipeline: Pipeline,
+) -> None:
+    lake, since = pipeline.lake, instant("2025-02-02 00:00:00")
+
+    def told() -> list[tuple[Any, ...]]:
+        return pipeline.query(
+            "SELECT c.ticker, c.coverage_ratio, o.coverage_ratio, o.version FROM coverage_5m AS c "
+            "JOIN ohlc_5m_ticker AS o ON o.ticker = c.ticker AND o.event_time = c.window_start ORDER BY 1"
+        )
+
+    def behind_now() -> bool:
+        sync(pipeline.connection, lake.store)
+        return WINDOW in {c.window for c in find_candidates(pipeline.connection, since)}
+
+    beats = covered_minutes(START, 5, "BTC", "ETH")
+    lake.commit([book(1), book(1, "ETH")], [*beats, *covered_minutes(WINDOW.end, 1, "BTC", "ETH")])
+    lake.through(WINDOW.shifted(1).end)
+    (first, *_) = pipeline.build(WINDOW)
+    assert told() == [("BTC", 1.0, 1.0, 1), ("ETH", 1.0, 1.0, 1)]
+    assert not behind_now()
+
+    silent = hole(START + MINUTE - HALF / 2, START + MINUTE, "BTC", found_out=LATE, subscribed=("BTC", "ETH"))
+    more = hole(START + MINUTE, START + MINUTE + HALF / 2, "BTC", found_out=LATE, subscribed=("BTC", "ETH"))
+    lake.commit(heartbeats=[silent, more])
+    assert behind_now()
+    (again, *_) = pipeline.build(WINDOW)
+    assert told() == [("BTC", 0.9, 0.9, 1), ("ETH", 1.0, 1.0, 1)]
+    assert (again.seal.version, again.seal.digest) == (first.seal.version, first.seal.digest)
+    assert pipeline.value("SELECT count(*) FROM ohlc_5m_history") == 0
+    assert not behind_now()
+
+    # Another connection had heard half of what this one missed; its heartbeats waited in a spool.
+    lake.commit(heartbeats=[heartbeat(START + MINUTE, START + 2 * MINUTE, "BTC", connection=2)])
+    assert behind_now()
+    pipeline.build(WINDOW)
+    assert told() == [("BTC", 0.95, 0.95, 1), ("ETH", 1.0, 1.0, 1)]
+
+
+def test_a_hole_that_another_connection_covered_is_none(pipeline: Pipeline) -> None:
+    lake = pipeline.lake
+    # The hole is in the catalog before what it takes back: order does not matter.
+    lake.commit(heartbeats=[hole(START, START + HALF, "BTC", found_out=LATE)], partition=1)
+    lake.commit(heartbeats=covered_minutes(START, 5, "BTC"))
+    lake.through(WINDOW.end)
+    assert ratios(pipeline, WINDOW) == {"BTC": 0.9}
+    lake.commit(heartbeats=covered_minutes(START, 1, "BTC", connection=2))
+    assert ratios(pipeline, WINDOW) == {"BTC": 1.0}
+
+
+@pytest.mark.parametrize("first", ["hole", "claims"])
+def test_a_hole_says_nothing_about_what_its_section_is_subscribed_to(pipeline: Pipeline, first: str) -> None:
+    lake = pipeline.lake
+    old = heartbeat(START, START + MINUTE, "BTC", "OLD")
+    new = heartbeat(START + MINUTE, WINDOW.end, "BTC", connection=2)
+    late = hole(START, START + HALF, "BTC", found_out=LATE, subscribed=("BTC", "OLD"))
+    for heartbeats in ([late], [old, new]) if first == "hole" else ([old, new], [late]):
+        lake.commit(heartbeats=heartbeats)
+    lake.through(WINDOW.shifted(2).end)
+    assert ratios(pipeline, WINDOW.shifted(1)) == {"BTC": 0.0}
+    assert ratios(pipeline, WINDOW) == {"BTC": 0.9, "OLD": 0.2}
+
+
+def test_a_section_of_which_a_window_holds_a_hole_alone_was_not_heard_in_it(pipeline: Pipeline) -> None:
+    # Ours never takes back what it did not claim; whoever does, does not make others' absence unseen.
+    lake = pipeline.lake
+    lake.commit(heartbeats=covered_minutes(START, 5, "BTC", "ETH"))
+    stray = hole(WINDOW.end, WINDOW.end + HALF, "BTC", found_out=LATE)
+    lake.commit(heartbeats=[stray])
+    lake.through(WINDOW.shifted(2).end)
+    assert ratios(pipeline, WINDOW.shifted(1)) == {"BTC": 0.0, "ETH": 0.0}
+    assert ratios(pipeline, WINDOW.shifted(2)) == {"BTC": 0.0, "ETH": 0.0}
+
+
+def test_of_heartbeats_in_one_object_the_one_received_last_counts_though_the_log_has_it_first(
+    pipeline: Pipeline,
+) -> None:
+    lake = pipeline.lake
+    new = heartbeat(START + HALF, START + MINUTE, "BTC", connection=2)
+    spooled = heartbeat(START, START + HALF, "BTC", "OLD")
+    lake.commit(heartbeats=[new, spooled])
+    lake.through(WINDOW.shifted(1).end)
+    assert ratios(pipeline, WINDOW.shifted(1)) == {"BTC": 0.0}
+
+
+def test_the_same_frames_from_two_producers_are_one_row_each_and_covered_by_either(
+    pipeline: Pipeline,
+) -> None:
+    lake, names = pipeline.lake, ("upbit_producer1-aaaaaa-1", "upbit_producer1-bbbbbb-1")
+    frames = [frame("BTC", ms(START) + n * 1000, [(101 + n % 3, 100, 1, 1)]) for n in range(299)]
+    one, other = (
+        [Row(value, (ms(START) + n * 1000 + 50 + late) * 1000, "BTC", name) for n, value in enumerate(frames)]
+        for name, late in zip(names, (0, 7), strict=True)
+    )
+    # One is killed a minute before the end; the other begins after one and a half.
+    mixed = [row for pair in zip(one[90:240], other[90:240], strict=True) for row in reversed(pair)]
+    lake.commit(
+        [*one[:90], *mixed, *other[240:]],
+        [
+            *covered_minutes(START, 4, "BTC"),
+            heartbeat(START + 3 * HALF, START + 2 * MINUTE, "BTC", connection=2),
+            *covered_minutes(START + 2 * MINUTE, 3, "BTC", connection=2),
+        ],
+    )
+    lake.through(WINDOW.end)
+    _, parquet, candles = pipeline.build(WINDOW)
+    (result,) = parquet.tickers
+    assert (result.sealed_rows, result.rows, result.duplicates, result.rejected) == (449, 299, 150, 0)
+    (candle,) = candles.candles
+    assert candle.book_count == 299
+    assert ratios(pipeline, WINDOW) == {"BTC": 1.0}
+    path = Path(pipeline.settings.parquet_url.removeprefix("file://")) / result.path
+    table = pq.ParquetFile(path).read(["exchange_time", "connection"]).to_pylist()
+    assert [ms(row["exchange_time"]) for row in table] == [ms(START) + n * 1000 for n in range(299)]
+    # Of two the one that was received first stays, whatever the order in the log.
+    assert [row["connection"] for row in table] == [names[0]] * 240 + [names[1]] * 59
 
 
 def test_a_heartbeat_object_that_is_gone_fails_its_own_window_only(pipeline: Pipeline) -> None:
