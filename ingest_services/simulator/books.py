@@ -5,6 +5,8 @@ Numbers are kept as the text that goes out and, where the truth needs them, as e
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache
@@ -17,6 +19,7 @@ from ingest_services.upbit.ticks import UNITS_PER_ONE
 _DECIMALS = 8
 _MIN_PLAIN = UNITS_PER_ONE // 1000
 _MAX_PLAIN = UNITS_PER_ONE * 10**7
+_STAMP = re.compile(rb'("(?:tms|timestamp)"\s*:\s*)(\d+)')
 
 
 class Publication(Protocol):
@@ -64,6 +67,11 @@ def number_text(units: int) -> str:
         return f"{whole}.{f'{fraction:08d}'.rstrip('0') or '0'}"
     digits = str(units)
     return f"{digits[0]}.{digits[1:].rstrip('0') or '0'}E{len(digits) - 1 - _DECIMALS}"
+
+
+def restamped(frame: bytes, change: Callable[[int], int]) -> bytes:
+    """Return a frame with its first stamp changed, and no other byte."""
+    return _STAMP.sub(lambda found: found[1] + str(change(int(found[2]))).encode(), frame, count=1)
 
 
 @cache

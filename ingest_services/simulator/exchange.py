@@ -3,8 +3,8 @@
 A market's life: it sleeps until someone subscribes to it; then everything since its start is sent to that
 client alone, as fast as it takes it (*catching up*); from the instant at which nothing more is due it is
 *live*, for ever, and each book goes to all that subscribe. If the client leaves before its market is live,
-the market starts anew with the next one, with the same books. No sockets here: a client is anything that
-takes frames.
+the market starts anew with the next one, with the same books. A market may be listed later, and delisted at
+any time. No sockets here: a client is anything that takes books.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import structlog
 
 from ingest_services.simulator.books import Publication
 from ingest_services.simulator.feed import Feed
+from ingest_services.simulator.journal import Journal
 from ingest_services.simulator.truth import Truth
 from ingest_services.upbit.frames import REALTIME, SNAPSHOT
 
@@ -34,11 +35,10 @@ log = structlog.get_logger()
 class Client(Protocol):
     """What the exchange needs to know of a socket."""
 
-    stream_format: str
     gone: bool
 
-    def offer(self, frame: bytes) -> None:
-        """Queue a frame. A client that cannot keep up is dropped; this never waits."""
+    def tell(self, book: Publication, depth: int, stream_type: str) -> None:
+        """Queue a book's frame. A client that cannot keep up is dropped; this never waits."""
 
     async def room(self) -> None:
         """Wait until a history may go on, or the client is gone."""
@@ -68,16 +68,23 @@ def now_ms() -> int:
 class Exchange:
     """All markets, all subscriptions and the truth."""
 
-    def __init__(self, feeds: Mapping[str, Feed], clock: Callable[[], int] = now_ms) -> None:
+    def __init__(
+        self,
+        feeds: Mapping[str, Feed],
+        clock: Callable[[], int] = now_ms,
+        journal: Journal | None = None,
+    ) -> None:
         """Open with every market asleep.
 
         Args:
             feeds: Books by market code.
             clock: Returns the time, ms since the epoch.
+            journal: Is told of every book that is published.
         """
-        self.feeds = feeds
+        self._feeds = dict(feeds)
         self.truth = Truth()
         self._clock = clock
+        self._journal = journal
         self._subscribers: dict[str, dict[Client, Wish]] = {market: {} for market in feeds}
         self._catching_up: dict[str, _CatchUp] = {}
         self._live_since_ms: dict[str, int] = {}
@@ -85,7 +92,15 @@ class Exchange:
         # (due, place among equals, a number that settles the rest, market)
         self._heap: list[tuple[int, int, int, str]] = []
         self._order = {market: number for number, market in enumerate(feeds)}
+        self._next_order = len(feeds)
+        # Markets that were listed later have no history that anybody could wait for.
+        self._listed_later: set[str] = set()
         self._wake = asyncio.Event()
+
+    @property
+    def feeds(self) -> Mapping[str, Feed]:
+        """The books of every market that is listed, by code."""
+        return self._feeds
 
     @property
     def markets_live(self) -> int:
@@ -95,7 +110,7 @@ class Exchange:
     @property
     def history_done(self) -> bool:
         """Whether every market is live: nothing of any history is still to come, whoever connects next."""
-        return self.markets_live == len(self.feeds)
+        return all(m in self._live_since_ms or m in self._listed_later for m in self._feeds)
 
     def is_live(self, market: str) -> bool:
         """Tell whether a market's books come in real time now."""
@@ -104,8 +119,37 @@ class Exchange:
     def history(self) -> dict[str, object]:
         """Return the time that the history covers, as `/simulator/truth` tells it."""
         done = self.history_done
-        to_ms = max(self._live_since_ms.values()) if done else None
+        since = [ms for m, ms in self._live_since_ms.items() if m not in self._listed_later]
+        to_ms = max(since, default=None) if done else None
         return {"from_ms": self._from_ms, "to_ms": to_ms, "done": done}
+
+    def list_market(self, feed: Feed) -> None:
+        """List a market. It sleeps until someone subscribes to it; who asked for it before hears nothing.
+
+        Raises:
+            ValueError: If it is listed already.
+        """
+        market = feed.market
+        if market in self._feeds:
+            raise ValueError(f"{market} is listed already")
+        self._feeds[market] = feed
+        self._subscribers[market] = {}
+        self._order[market] = self._next_order
+        self._next_order += 1
+        self._listed_later.add(market)
+
+    def delist_market(self, market: str) -> None:
+        """Take a market away: its books stop, its subscribers are told nothing.
+
+        Raises:
+            ValueError: If there is no such market.
+        """
+        if market not in self._feeds:
+            raise ValueError(f"{market} is not listed")
+        del self._feeds[market], self._subscribers[market], self._order[market]
+        self._catching_up.pop(market, None)
+        self._live_since_ms.pop(market, None)
+        self._listed_later.discard(market)
 
     def subscribe(self, client: Client, wishes: Mapping[str, Wish]) -> None:
         """Replace what a client is subscribed to.
@@ -117,7 +161,7 @@ class Exchange:
         self.leave(client)
         asleep = []
         for market, wish in wishes.items():
-            feed = self.feeds.get(market)
+            feed = self._feeds.get(market)
             if feed is None:
                 continue
             if wish.realtime:
@@ -141,6 +185,8 @@ class Exchange:
             if catch_up.task is not None:
                 catch_up.task.cancel()
             for market in catch_up.markets:
+                if self._catching_up.get(market) is not catch_up:
+                    continue
                 del self._catching_up[market]
                 self.truth.forget(market)
                 heir = next(iter(self._subscribers[market]), None)
@@ -155,10 +201,13 @@ class Exchange:
             done = 0
             while self._heap and self._heap[0][0] <= self._clock() and done < _BATCH:
                 _, _, order, market = heapq.heappop(self._heap)
-                feed = self.feeds[market]
+                done += 1
+                # A market that was delisted, even one that was listed again, is not this one any more.
+                if self._order.get(market) != order:
+                    continue
+                feed = self._feeds[market]
                 self._publish(feed.step())
                 self._schedule(feed, order)
-                done += 1
             if done == _BATCH:
                 await asyncio.sleep(0)
                 continue
@@ -174,14 +223,19 @@ class Exchange:
                 pass
 
     def _publish(self, book: Publication) -> None:
+        self._record(book)
+        for client, wish in list(self._subscribers[book.market].items()):
+            client.tell(book, wish.depth, REALTIME)
+
+    def _record(self, book: Publication) -> None:
         if book.is_event(self._clock()):
             self.truth.add(book)
-        for client, wish in list(self._subscribers[book.market].items()):
-            client.offer(book.encode(client.stream_format, wish.depth, REALTIME))
+        if self._journal is not None:
+            self._journal.published(book.market, book.tms)
 
     def _offer_snapshot(self, client: Client, wish: Wish, feed: Feed) -> None:
         if wish.snapshot and feed.has_snapshots:
-            client.offer(feed.current.encode(client.stream_format, wish.depth, SNAPSHOT))
+            client.tell(feed.current, wish.depth, SNAPSHOT)
 
     def _schedule(self, feed: Feed, order: int) -> None:
         due = feed.due_ms
@@ -192,9 +246,10 @@ class Exchange:
         catch_up = _CatchUp(client, markets)
         now = self._clock()
         for market in markets:
-            feed = self.feeds[market]
+            feed = self._feeds[market]
             feed.begin(now)
-            self._from_ms = feed.from_ms if self._from_ms is None else min(self._from_ms, feed.from_ms)
+            if market not in self._listed_later:
+                self._from_ms = feed.from_ms if self._from_ms is None else min(self._from_ms, feed.from_ms)
             self._catching_up[market] = catch_up
         catch_up.task = asyncio.create_task(self._catch_up(catch_up))
         catch_up.task.add_done_callback(_log_failure)
@@ -204,7 +259,7 @@ class Exchange:
         client = catch_up.client
         heap: list[tuple[int, int, int, Feed]] = []
         for market in catch_up.markets:
-            feed = self.feeds[market]
+            feed = self._feeds[market]
             due = feed.due_ms
             if due is not None:
                 heap.append((due, feed.place, self._order[market], feed))
@@ -212,11 +267,12 @@ class Exchange:
         sent = 0
         while heap and heap[0][0] <= self._clock():
             _, _, order, feed = heap[0]
+            if self._catching_up.get(feed.market) is not catch_up:
+                heapq.heappop(heap)
+                continue
             book = feed.step()
-            if book.is_event(self._clock()):
-                self.truth.add(book)
-            wish = self._subscribers[feed.market][client]
-            client.offer(book.encode(client.stream_format, wish.depth, REALTIME))
+            self._record(book)
+            client.tell(book, self._subscribers[feed.market][client].depth, REALTIME)
             due = feed.due_ms
             if due is None:
                 heapq.heappop(heap)
@@ -232,7 +288,9 @@ class Exchange:
         # From here to the end nothing waits, so no book can fall between history and real time.
         now = self._clock()
         for market in catch_up.markets:
-            feed = self.feeds[market]
+            if self._catching_up.get(market) is not catch_up:
+                continue
+            feed = self._feeds[market]
             del self._catching_up[market]
             self._live_since_ms[market] = now
             for subscriber, wish in self._subscribers[market].items():

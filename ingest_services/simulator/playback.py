@@ -13,7 +13,6 @@ bytes changes, and the digits of a second stay as they were recorded.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -22,10 +21,10 @@ from pathlib import Path
 import orjson
 
 from ingest_services.errors import UserError
+from ingest_services.simulator.books import restamped
 from ingest_services.simulator.feed import window_start
 from ingest_services.upbit.frames import MICROSECOND_STAMP_FROM, SNAPSHOT, Book, read_frame
 
-_STAMP = re.compile(rb'("(?:tms|timestamp)"\s*:\s*)(\d+)')
 _REST_NAMES = {"ap": "ask_price", "bp": "bid_price", "as": "ask_size", "bs": "bid_size"}
 
 
@@ -89,7 +88,7 @@ class RecordedBook:
             self,
             received_us=self.received_us + seconds * 1_000_000,
             tms=self.tms + seconds * 1000,
-            frame=_STAMP.sub(lambda found: found[1] + _moved(int(found[2]), seconds), self.frame, count=1),
+            frame=restamped(self.frame, lambda stamp: _moved(stamp, seconds)),
         )
 
 
@@ -280,6 +279,6 @@ def _read_line(path: Path, number: int, line: bytes, seen: set[object]) -> Recor
     )
 
 
-def _moved(stamp: int, seconds: int) -> bytes:
+def _moved(stamp: int, seconds: int) -> int:
     per_second = 1_000_000 if stamp >= MICROSECOND_STAMP_FROM else 1000
-    return str(stamp + seconds * per_second).encode()
+    return stamp + seconds * per_second

@@ -10,28 +10,10 @@ import random
 from decimal import Decimal
 
 from ingest_services.simulator.books import SimulatedBook, number_text
-from ingest_services.simulator.config import SimulatorConfig
+from ingest_services.simulator.config import KRW_PRICES, SimulatorConfig
 from ingest_services.simulator.feed import window_start
 from ingest_services.upbit.ticks import UNITS_PER_ONE, Ladder
 
-# Where a walk starts, in KRW. Orders of magnitude that put the usual tickers on different tick sizes.
-_KRW_PRICES = {
-    "BTC": 160_000_000,
-    "ETH": 5_600_000,
-    "SOL": 262_000,
-    "AVAX": 38_500,
-    "LINK": 25_300,
-    "DOT": 6_120,
-    "XRP": 3_190,
-    "ADA": 912,
-    "TRX": 470,
-    "DOGE": 284,
-    "XLM": 390,
-    "SHIB": 0.0184,
-    "PEPE": 0.0137,
-    "BTT": 0.00089,
-    "USDT": 1_450,
-}
 _QUOTE_IN_KRW = {"KRW": 1, "BTC": 160_000_000, "USDT": 1_450}
 
 _CHANGED_LEVELS = 3
@@ -133,7 +115,7 @@ class Walk:
         self._set_due()
 
     def _opening_units(self, rng: random.Random) -> int:
-        krw = float(_KRW_PRICES.get(self._base) or 10 ** rng.uniform(-1, 5))
+        krw = float(KRW_PRICES.get(self._base) or 10 ** rng.uniform(-1, 5))
         quote_in_krw: int = _QUOTE_IN_KRW[self._quote]
         return max(int(krw / quote_in_krw * UNITS_PER_ONE), 50)
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ingest_services.simulator.books import Publication
 from ingest_services.simulator.config import SimulatorConfig
 from ingest_services.simulator.exchange import Exchange, Wish, now_ms
 from ingest_services.simulator.walk import Walk
@@ -21,15 +22,14 @@ class Listener:
     """A client that keeps all it is told, and reads only while it is let."""
 
     def __init__(self, limit: int | None = None) -> None:
-        self.stream_format = "SIMPLE"
         self.gone = False
         self.frames: list[dict[str, Any]] = []
         self.may_read = asyncio.Event()
         if limit is None:
             self.may_read.set()
 
-    def offer(self, frame: bytes) -> None:
-        self.frames.append(json.loads(frame))
+    def tell(self, book: Publication, depth: int, stream_type: str) -> None:
+        self.frames.append(json.loads(book.encode("SIMPLE", depth, stream_type)))
 
     async def room(self) -> None:
         await self.may_read.wait()
