@@ -33,6 +33,7 @@ class IngestSettings(BaseSettings):
         lateness_s: Seconds after a minute's end at which the minute is cut.
         memory_budget_mb: Buffered records per consumer process, MiB.
         spool_dir: Where a producer keeps frames while Kafka cannot take them.
+        spool_max_mb: Bound on that, per section and process, MiB.
         producer_conf: The file that says which producer subscribes to which tickers.
         consumer_conf: The file that says which consumer reads which partition.
     """
@@ -50,6 +51,7 @@ class IngestSettings(BaseSettings):
     lateness_s: float = Field(default=5.0, ge=0, le=60)
     memory_budget_mb: int = Field(default=128, ge=16)
     spool_dir: Path = Path(".cryptostream/spool")
+    spool_max_mb: int = Field(default=4096, ge=1)
     producer_conf: Path = PACKAGED_CONF / "producer.conf"
     consumer_conf: Path = PACKAGED_CONF / "consumer.conf"
 

@@ -61,6 +61,8 @@ class SectionStats:
         limiter_wait_s: Time for which connecting waited for the exchange's limit.
         spooling: Whether records go to disk now.
         spool_bytes: What the spool holds.
+        spool_records: Records in it; of what another process left, those that were read so far.
+        spool_oldest_us: When its oldest record was received, µs since the epoch, to a segment; 0 if it is empty.
         spool_damaged_bytes: What of the spool could not be read.
         latency_counts: Received to acknowledged, live records, by bucket of `LATENCY_BOUNDS_S`.
         latency_sum_s: The sum of those.
@@ -95,6 +97,8 @@ class SectionStats:
     limiter_wait_s: float = 0.0
     spooling: bool = False
     spool_bytes: int = 0
+    spool_records: int = 0
+    spool_oldest_us: int = 0
     spool_damaged_bytes: int = 0
     latency_counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
     latency_sum_s: float = 0.0
