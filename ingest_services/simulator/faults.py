@@ -257,7 +257,7 @@ def read_fault(order: object) -> Fault:
     name = order["fault"]
     kind = FAULTS.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise FaultError(f"there is no fault {name!r}; there are {', '.join(FAULTS)}")
+        raise FaultError(f"there is no fault {_short(name)}; there are {', '.join(FAULTS)}")
     given = {key: value for key, value in order.items() if key != "fault"}
     target = {key: given.pop(key) for key in _TARGETS if key in given}
     if target and kind.whole_exchange:
@@ -385,7 +385,7 @@ def _read_values(kind: FaultKind, given: Mapping[str, object]) -> dict[str, Valu
     for key in given:
         if key not in known:
             takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
-            raise FaultError(f"{kind.name}: there is no parameter {key!r}; {takes}")
+            raise FaultError(f"{kind.name}: there is no parameter {_short(key)}; {takes}")
     values: dict[str, Value] = {}
     for parameter in kind.parameters:
         if parameter.name in given:
@@ -423,6 +423,11 @@ def _checked(kind: FaultKind, parameter: Parameter, value: object) -> Value:
     if parameter.name == "code" and not _may_close_with(int(value)):
         raise FaultError(f"{where} {value} is none that a close frame may carry, nor 1006")
     return parameter.kind(value)  # type: ignore[no-any-return]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _market(where: str, value: str) -> str:

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import websocket
 
-from ingest_services.simulator.journal import frame_of
+from ingest_services.simulator.config import DEFAULT_TICKERS
+from ingest_services.simulator.faults import chaos
+from ingest_services.simulator.journal import frame_of, read_journal
 from ingest_services.simulator.server import Simulator
-from tests.integration.test_simulator_server import ask, books_of, eventually, get, read, serving
+from tests.integration.test_simulator_server import (
+    ask,
+    books_of,
+    eventually,
+    finished,
+    get,
+    read,
+    serving,
+    simulate,
+)
 
 TICKET = "upbit_producer1-ab12cd-3"
 RARE = {"tickers": ("BTC",), "rate": 0.001}
@@ -77,6 +91,12 @@ def sent(simulator: Simulator, ticket: str = TICKET) -> list[bytes]:
     return [frame_of(line) for line in lines]
 
 
+def read_on(ws: websocket.WebSocket, frames: list[bytes]) -> None:
+    """Read data messages until something else comes of it."""
+    while True:
+        frames.append(ws.recv_data()[1])
+
+
 def all_frames(ws: websocket.WebSocket, frames: list[bytes]) -> tuple[list[bytes], int | None]:
     """Read to the end; return every message, and the code of the close frame or None."""
     try:
@@ -126,8 +146,7 @@ def test_drop_resets_the_connection_after_everything_that_was_written_has_arrive
         eventually(lambda: get(simulator, "/simulator/health")[2]["clients"] == 0)
         # What is in this machine's buffer is read first; then the reset shows.
         with pytest.raises(ConnectionResetError):
-            while True:
-                frames.append(ws.recv_data()[1])
+            read_on(ws, frames)
     ended = ending(simulator)
     assert ended["how"] == "reset"
     assert ended["sent"] == ended["acknowledged"] == len(frames)
@@ -293,7 +312,7 @@ def test_duplicates_come_twice_in_a_row(simulator: Simulator) -> None:
     with subscribed(simulator) as ws:
         strike(simulator, "duplicate", count=4)
         frames = frames_after(ws, 30)
-    assert sum(a == b for a, b in zip(frames, frames[1:], strict=False)) == 4
+    assert sum(a == b for a, b in pairwise(frames)) == 4
     assert len(set(frames)) == 26
     lines = journal(simulator, ticket=TICKET, kind="sent")
     assert [line["what"] for line in lines].count("duplicate") == 4
@@ -306,7 +325,7 @@ def test_reordered_frames_swap_places_within_their_market(simulator: Simulator) 
     backwards = 0
     for market in ("KRW-BTC", "KRW-XRP"):
         stamps = [frame["tms"] for frame in frames if frame["cd"] == market]
-        backwards += sum(later < earlier for earlier, later in zip(stamps, stamps[1:], strict=False))
+        backwards += sum(later < earlier for earlier, later in pairwise(stamps))
         published = [
             line["tms"]
             for line in journal(simulator, kind="published")
@@ -534,30 +553,38 @@ def test_without_a_journal_there_is_none() -> None:
 # ── manners ────────────────────────────────────────
 
 
+def handshake(simulator: Simulator, opened: list[websocket.WebSocket]) -> int:
+    """Open a connection; return the status of the answer."""
+    try:
+        opened.append(websocket.create_connection(simulator.ws_url, timeout=5, suppress_origin=True))
+    except websocket.WebSocketBadStatusException as error:
+        return int(error.status_code)
+    return 101
+
+
 def test_more_than_five_connections_a_second_are_refused() -> None:
     with serving(limits=True, **RARE) as simulator:
-        opened, refused = [], 0
+        opened: list[websocket.WebSocket] = []
         # The sixth within a second is refused; a slow machine may take longer for six.
-        while not refused:
+        while (status := handshake(simulator, opened)) == 101:
             assert len(opened) < 200
-            try:
-                opened.append(websocket.create_connection(simulator.ws_url, timeout=5, suppress_origin=True))
-            except websocket.WebSocketBadStatusException as error:
-                assert error.status_code == 429
-                refused += 1
+        assert status == 429
         assert len(opened) >= 5
         for ws in opened:
             ws.shutdown()
+
+
+def say_much(ws: websocket.WebSocket) -> None:
+    for _ in range(150):
+        ask(ws, books_of("KRW-BTC"))
+    read_on(ws, [])
 
 
 def test_a_connection_that_says_too_much_is_cut() -> None:
     with serving(limits=True, journal_in_memory=True, **RARE) as simulator:
         ws = websocket.create_connection(simulator.ws_url, timeout=5, suppress_origin=True)
         with pytest.raises((websocket.WebSocketConnectionClosedException, OSError)):
-            for _ in range(150):
-                ask(ws, books_of("KRW-BTC"))
-            while True:
-                ws.recv_data()
+            say_much(ws)
         ws.shutdown()
         assert ending(simulator, "test")["how"] == "limit"
 
@@ -623,3 +650,62 @@ def test_a_client_that_just_goes_is_lost(simulator: Simulator) -> None:
 
 def simulator_lines(simulator: Simulator, connection: int) -> list[dict[str, Any]]:
     return [line for line in journal(simulator) if line.get("connection") == connection]
+
+
+# ── as a process ────────────────────────────────────────
+
+
+def test_a_schedule_and_a_journal_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    options = ("--port", "0", "--markets", "6", "--total-rate", "300", "--history-minutes", "0")
+    options += ("--journal", str(path), "--snapshot-delay", "10-20")
+    process = simulate(*options, "--fault", "garbage:count=2@0+0.2", "--fault", "close:code=1001@1.5")
+    try:
+        assert process.stderr is not None
+        url = json.loads(process.stderr.readline())["websocket"]
+        ws = websocket.create_connection(url, timeout=5, suppress_origin=True)
+        ask(ws, books_of("KRW-BTC", "BTC-ETH", "USDT-BTC"))
+        frames, code = all_frames(ws, [])
+        ws.shutdown()
+        process.send_signal(signal.SIGTERM)
+        assert finished(process).code == 0
+    finally:
+        process.kill()
+    lines = read_journal(path)
+    assert code == 1001
+    assert [frame_of(line) for line in lines if line["kind"] == "sent"] == frames
+    assert [line["how"] for line in lines if line["kind"] == "ended"] == ["close 1001"]
+    assert [line["what"] for line in lines if line["kind"] == "sent"].count("garbage") >= 2
+    assert {line["by"] for line in lines if line["kind"] == "fault"} == {"schedule"}
+
+
+def test_chaos_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    process = simulate("--port", "0", "--chaos", "7", "--chaos-every", "0.02", "--journal", str(path))
+    try:
+        eventually(lambda: path.exists() and path.read_bytes().count(b'"kind":"fault"') >= 10)
+        process.send_signal(signal.SIGTERM)
+        assert finished(process).code == 0
+    finally:
+        process.kill()
+    markets = sorted(f"KRW-{ticker}" for ticker in DEFAULT_TICKERS)
+    planned = [fault.as_json() for _, fault in islice(chaos(7, 0.02, markets), 10)]
+    assert [line["fault"] for line in read_journal(path) if line["kind"] == "fault"][:10] == planned
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--fault", "drop"), "does not say when"),
+        (("--fault", "explode@3"), "there is no fault 'explode'"),
+        (("--chaos", "1", "--chaos-every", "0"), "--chaos-every 0"),
+        (("--snapshot-delay", "350-170"), "--snapshot-delay 350"),
+        (("--journal", "none/such/journal"), "--journal none/such/journal"),
+        (("--markets", "0"), "--markets 0"),
+    ],
+)
+def test_options_that_cannot_be_are_one_line_and_exit_2(options: tuple[str, ...], word: str) -> None:
+    result = finished(simulate("--port", "0", *options))
+    assert result.code == 2, result.stderr
+    assert word in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
