@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import orjson
@@ -29,6 +29,15 @@ def book(market: str, tms: int, serial: int = 0, stream_type: str = "REALTIME") 
     )
 
 
+def _rest(market: str, book: dict[str, Any]) -> dict[str, Any]:
+    names = {"ap": "ask_price", "as": "ask_size", "bp": "bid_price", "bs": "bid_size"}
+    return {
+        "market": market,
+        "timestamp": book["tms"],
+        "orderbook_units": [{names[name]: value for name, value in unit.items()} for unit in book["obu"]],
+    }
+
+
 class ScriptedExchange:
     """Controls are called from the test's thread; everything else lives in the server's own."""
 
@@ -40,6 +49,9 @@ class ScriptedExchange:
         self.sent: list[bytes] = []
         self.snapshots = True
         self.answers_pings = True
+        self.says_up = True
+        self.books: dict[str, bytes] = {}
+        self.asked_for: list[str] = []
         self.refuse_with: int | None = None
         self._clients: list[web.WebSocketResponse] = []
         self._loop = asyncio.new_event_loop()
@@ -77,10 +89,16 @@ class ScriptedExchange:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(20)
 
     async def _send(self, frames: tuple[bytes, ...]) -> None:
+        for frame in frames:
+            self._remember(frame)
         for client in list(self._clients):
             for frame in frames:
                 await client.send_bytes(frame)
                 self.sent.append(frame)
+
+    def _remember(self, frame: bytes) -> None:
+        with suppress(orjson.JSONDecodeError, KeyError, TypeError):
+            self.books[orjson.loads(frame)["cd"]] = frame
 
     async def _close(self, code: int) -> None:
         for client in list(self._clients):
@@ -98,11 +116,14 @@ class ScriptedExchange:
             return web.Response(status=self.refuse_with, text="no")
         socket = web.WebSocketResponse(autoping=False)
         await socket.prepare(request)
+        ups: list[asyncio.Task[None]] = []
         try:
             async for message in socket:
                 if message.type is WSMsgType.PING:
                     if self.answers_pings:
                         await socket.pong(message.data)
+                elif message.data == "PING":
+                    ups.append(asyncio.create_task(self._say_up(socket)))
                 elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
                     asked = orjson.loads(message.data)
                     self.requests.append(asked)
@@ -110,13 +131,29 @@ class ScriptedExchange:
                         for code in asked[1]["codes"]:
                             market = code.rsplit(".", 1)[0]
                             frame = book(market, int(time.time() * 1000), len(self.sent), "SNAPSHOT")
+                            self._remember(frame)
                             await socket.send_bytes(frame)
                             self.sent.append(frame)
                     self._clients.append(socket)
         finally:
+            for up in ups:
+                up.cancel()
             if socket in self._clients:
                 self._clients.remove(socket)
         return socket
+
+    async def _say_up(self, socket: web.WebSocketResponse) -> None:
+        with suppress(ConnectionError):
+            while self.says_up:
+                await socket.send_bytes(b'{"status":"UP"}')
+                await asyncio.sleep(10)
+
+    async def _orderbook(self, request: web.Request) -> web.Response:
+        codes = request.query["markets"].split(",")
+        self.asked_for += codes
+        if not set(codes) <= set(self.markets):
+            return web.json_response({"error": {"name": 404, "message": "Code not found"}}, status=404)
+        return web.json_response([_rest(code, orjson.loads(self.books[code])) for code in codes])
 
     async def _market_all(self, request: web.Request) -> web.Response:
         return web.json_response([{"market": market} for market in self.markets])
@@ -125,6 +162,7 @@ class ScriptedExchange:
         app = web.Application()
         app.router.add_get("/websocket/v1", self._socket)
         app.router.add_get("/v1/market/all", self._market_all)
+        app.router.add_get("/v1/orderbook", self._orderbook)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port)

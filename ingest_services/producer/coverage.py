@@ -7,6 +7,10 @@ The rules:
   was received after it. Silence proves nothing.
 * A frame that could not be kept ends its ticker's coverage at the moment it came; the ticker's next book that
   is kept begins it again. The span between is a hole.
+* A frame that nobody can read is kept, and may have been anyone's book: it ends everyone's coverage, until
+  the ticker's next book, or until a comparison with the exchange proves that nothing was missed.
+* What was claimed and is found out later not to have been covered is taken back: a *hole*, told apart for
+  each minute, because a heartbeat is filed under the minute that it speaks of.
 * A heartbeat travels behind the frames that it vouches for, in the same order: if it arrived, they did.
 
 Pure: no clock, no thread, no socket.
@@ -14,7 +18,7 @@ Pure: no clock, no thread, no socket.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ingest_services.record import Heartbeat, Span, split_at_minutes
 
@@ -51,6 +55,7 @@ class CoverageTracker:
         self._connection = connection
         self._subscribed = tuple(tickers)
         self._unseen = set(self._subscribed)
+        self._doubted: set[str] = set()
         self._every_us = every_us
         self._since: dict[str, int] = {}
         self._ended: list[tuple[int, int, str]] = []
@@ -83,6 +88,7 @@ class CoverageTracker:
         self._last_us = at_us
         if ticker in self._unseen:
             self._unseen.discard(ticker)
+            self._doubted.discard(ticker)
             self._since[ticker] = at_us
         return heartbeat
 
@@ -93,12 +99,62 @@ class CoverageTracker:
             at_us: When it was received, µs since the epoch.
             ticker: Whose book it was; None if it could have been anyone's.
         """
-        for each in [ticker] if ticker is not None else list(self._since):
-            since = self._since.pop(each, None)
-            if since is not None:
-                self._unseen.add(each)
-                if since < at_us:
-                    self._ended.append((since, at_us, each))
+        for each in [ticker] if ticker is not None else [*self._since, *self._doubted]:
+            self._doubted.discard(each)
+            self._end(at_us, each)
+
+    def doubt(self, at_us: int) -> None:
+        """Take note of a frame that was kept and that nobody can read: it could have been anyone's book.
+
+        Args:
+            at_us: When it was received, µs since the epoch.
+        """
+        for ticker in list(self._since):
+            self._doubted.add(ticker)
+            self._end(at_us, ticker)
+
+    def prove(self, since_us: Mapping[str, int]) -> None:
+        """Take note that tickers in doubt have not missed anything: their coverage begins again.
+
+        Args:
+            since_us: By ticker, from when on its book is known again, µs since the epoch.
+        """
+        for ticker, proof_us in since_us.items():
+            if ticker in self._doubted:
+                self._doubted.discard(ticker)
+                self._unseen.discard(ticker)
+                self._since[ticker] = max(proof_us, self._told_us)
+
+    def retract(self, since_us: Mapping[str, int]) -> list[Heartbeat]:
+        """Take back what was claimed since the last proof; a ticker's next book begins its coverage again.
+
+        Args:
+            since_us: By ticker, up to when it was certainly covered, µs since the epoch.
+
+        Returns:
+            A heartbeat with holes for each minute that has some.
+        """
+        self._ended = [
+            (from_us, min(end_us, since_us.get(ticker, end_us)), ticker)
+            for from_us, end_us, ticker in self._ended
+            if from_us < since_us.get(ticker, end_us)
+        ]
+        holes: dict[tuple[int, int], list[str]] = {}
+        for ticker, proof_us in since_us.items():
+            if not proof_us:
+                continue  # it never delivered, and nothing was ever claimed
+            self._doubted.discard(ticker)
+            self._end(proof_us, ticker)
+            # What of this was never claimed is no claim taken back, and does no harm.
+            for span in split_at_minutes(proof_us, self._told_us):
+                holes.setdefault(span, []).append(ticker)
+        minutes: dict[int, list[Span]] = {}
+        for (from_us, to_us), tickers in sorted(holes.items()):
+            minutes.setdefault(from_us // MINUTE_US, []).append(Span(from_us, to_us, tuple(tickers)))
+        return [
+            Heartbeat(self._section, self._connection, self._subscribed, (), tuple(spans))
+            for spans in minutes.values()
+        ]
 
     def finish(self) -> Heartbeat:
         """Return a heartbeat up to the last moment at which something was received.
@@ -106,6 +162,13 @@ class CoverageTracker:
         For the end of a connection, and wherever records change the way they travel.
         """
         return self._tell(self._last_us)
+
+    def _end(self, at_us: int, ticker: str) -> None:
+        since_us = self._since.pop(ticker, None)
+        if since_us is not None:
+            self._unseen.add(ticker)
+            if since_us < at_us:
+                self._ended.append((since_us, at_us, ticker))
 
     def _tell(self, to_us: int) -> Heartbeat:
         spans: dict[tuple[int, int], list[str]] = {}

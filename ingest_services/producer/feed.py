@@ -15,18 +15,28 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
-from typing import cast
+from typing import NamedTuple, cast
 
 import structlog
 import websocket
 from websocket import ABNF
 
 from ingest_services.producer.metrics import SectionStats
-from ingest_services.producer.supervision import Action, Backoff, ConnectionLimiter, State, Watch
+from ingest_services.producer.silence import Silences
+from ingest_services.producer.supervision import (
+    Action,
+    Backoff,
+    ConnectionLimiter,
+    MessageLimiter,
+    State,
+    Supervision,
+    Watch,
+)
+from ingest_services.upbit.frames import Book, read_frame
 from ingest_services.upbit.markets import ticker_of
-from ingest_services.upbit.request import subscription_request
+from ingest_services.upbit.request import PING, subscription_request
 
 CONNECT_TIMEOUT_S = 5.0
 # How long a connection that we close may go on delivering what was on its way.
@@ -36,8 +46,6 @@ READ_BYTES = 64 * 1024
 POLL_S = 0.2
 # Frames that were read and not published yet. Beyond that reading waits (for the processor, never for Kafka).
 INBOX_FRAMES = 8192
-# A connection that lived this long was a good one: the next failure is the first of its kind.
-GOOD_AFTER_S = 10.0
 # Asked to slow down (429), or blocked for it (418): trying again at once makes the block grow.
 SLOW_DOWN_S = {429: 5.0, 418: 30.0}
 
@@ -45,25 +53,51 @@ _log = structlog.get_logger()
 
 
 class Signal(enum.Enum):
-    """What comes through the inbox beside frames."""
+    """What comes through the inbox beside frames.
+
+    ALIVE: something came that proves that all before it has. ENDED: the connection ended, and not by us.
+    STOPPED: we ended it.
+    """
 
     ALIVE = 0
-    CLOSED = 1
+    ENDED = 1
+    STOPPED = 2
+
+
+class Dead(NamedTuple):
+    """Subscriptions that were found dead: what was claimed for them since then was not covered.
+
+    Attributes:
+        since_us: By ticker, up to when it had certainly not missed anything, µs since the epoch.
+    """
+
+    since_us: dict[str, int]
+
+
+class Proven(NamedTuple):
+    """Tickers that were compared with the exchange's present books and have not missed anything.
+
+    Attributes:
+        since_us: By ticker, when the comparison was asked for, µs since the epoch.
+    """
+
+    since_us: dict[str, int]
 
 
 class Connection:
-    """One connection of one process: its name and what it subscribed to."""
+    """One connection of one process: its name, what it subscribed to, and how its tickers were heard."""
 
-    __slots__ = ("markets", "name", "tickers")
+    __slots__ = ("markets", "name", "silences", "tickers")
 
     def __init__(self, name: str, markets: Iterable[str]) -> None:
         self.name = name
         self.markets = tuple(markets)
         self.tickers = tuple(ticker_of(market) for market in self.markets)
+        self.silences = Silences(self.tickers)
 
 
 # When it was received (µs since the epoch), on which connection, and the frame's bytes.
-Item = tuple[int, Connection, bytes | Signal]
+Item = tuple[int, Connection, bytes | Signal | Dead | Proven]
 Inbox = SimpleQueue[Item]
 
 
@@ -115,6 +149,7 @@ class Feed(threading.Thread):
         inbox: Inbox,
         limiter: ConnectionLimiter,
         stats: SectionStats,
+        on_state: Callable[[Feed, State], None],
         backoff: Backoff | None = None,
     ) -> None:
         """Describe a feed; `start` begins it.
@@ -127,20 +162,28 @@ class Feed(threading.Thread):
             inbox: Where frames go.
             limiter: The exchange's limit on new connections, shared by all feeds of the process.
             stats: The section's numbers.
+            on_state: Called, in the feed's thread, with each new state.
             backoff: Between connections.
         """
         super().__init__(name=f"{section}-feed", daemon=True)
+        self.markets = tuple(markets)
+        self.connection: Connection | None = None
         self._section = section
-        self._markets = tuple(markets)
         self._url = url
         self._depth = depth
         self._inbox = inbox
         self._limiter = limiter
         self._stats = stats
-        self._backoff = backoff or Backoff()
+        self._on_state = on_state
+        self._supervision = Supervision(backoff, self._changed)
         self._stopping = threading.Event()
         self._run_name = secrets.token_hex(3)
-        self.live = threading.Event()
+        self._connection_name = ""
+
+    @property
+    def state(self) -> State:
+        """Where the connection stands."""
+        return self._supervision.state
 
     def stop(self) -> None:
         """End the connection in good order; `join` waits for it."""
@@ -150,13 +193,13 @@ class Feed(threading.Thread):
         """Connect, read until the connection ends, back off, and again."""
         number = 0
         while not self._stopping.is_set():
-            self._enter(State.CONNECTING)
+            self._supervision.enter(State.CONNECTING)
             self._stats.limiter_wait_s += self._limiter.wait(self._stopping)
             if self._stopping.is_set():
                 break
             number += 1
-            connection = Connection(f"{self._section}-{self._run_name}-{number}", self._markets)
-            began_s = time.monotonic()
+            connection = Connection(f"{self._section}-{self._run_name}-{number}", self.markets)
+            self._connection_name = connection.name
             try:
                 cause, at_least_s = self._connect(connection)
             except Exception:  # noqa: BLE001 (nothing that comes over the wire may end a feed)
@@ -164,10 +207,8 @@ class Feed(threading.Thread):
                 cause, at_least_s = "feed_failed", 1.0
             if self._stopping.is_set():
                 break
-            if time.monotonic() - began_s >= GOOD_AFTER_S:
-                self._backoff.reset()
-            delay_s = self._backoff.next_s(at_least_s)
             self._stats.reconnects[cause] += 1
+            delay_s = self._supervision.ended(cause, time.monotonic(), at_least_s)
             _log.warning(
                 "disconnected",
                 section=self._section,
@@ -175,8 +216,8 @@ class Feed(threading.Thread):
                 cause=cause,
                 retry_in_s=round(delay_s, 2),
             )
-            self._enter(State.BACKING_OFF)
             self._stopping.wait(delay_s)
+        self._supervision.enter(State.STOPPED)
 
     def _connect(self, connection: Connection) -> tuple[str, float]:
         """Live one connection; return why it ended and how long to wait at least."""
@@ -188,11 +229,14 @@ class Feed(threading.Thread):
             _log.info("connect_failed", section=self._section, url=self._url, error=str(error))
             return "connect_failed", 0.0
         try:
-            socket.send(subscription_request(connection.name, connection.markets, self._depth))
+            messages = MessageLimiter()
+            _send(socket, messages, subscription_request(connection.name, connection.markets, self._depth))
+            _send(socket, messages, PING)
             self._stats.connected += 1
-            self._enter(State.SUBSCRIBED)
+            self._supervision.subscribed(time.monotonic())
             self._inbox.put((time.time_ns() // 1000, connection, Signal.ALIVE))
-            return self._read(socket, connection), 0.0
+            self.connection = connection
+            return self._read(socket, connection, messages), 0.0
         except websocket.WebSocketConnectionClosedException:
             return "closed_1006", 0.0
         except websocket.WebSocketProtocolException as error:
@@ -202,10 +246,12 @@ class Feed(threading.Thread):
             _log.info("socket_failed", connection=connection.name, error=str(error))
             return "socket_failed", 0.0
         finally:
-            self._inbox.put((time.time_ns() // 1000, connection, Signal.CLOSED))
+            self.connection = None
+            end = Signal.STOPPED if self._stopping.is_set() else Signal.ENDED
+            self._inbox.put((time.time_ns() // 1000, connection, end))
             socket.shutdown()  # type: ignore[no-untyped-call]
 
-    def _read(self, socket: _Socket, connection: Connection) -> str:
+    def _read(self, socket: _Socket, connection: Connection, messages: MessageLimiter) -> str:
         watch = Watch(time.monotonic(), time.time())
         close_s: float | None = None
         socket.settimeout(POLL_S)
@@ -221,34 +267,37 @@ class Feed(threading.Thread):
             else:
                 action = watch.due(now_s, time.time())
                 if action is Action.GIVE_UP:
-                    self._enter(State.STALLED)
+                    self._supervision.enter(State.STALLED)
                     return "stalled"
-                if action is Action.PING:
+                if action is Action.PING and messages.take(now_s):
                     socket.ping()
+                elif action is Action.ASK_UP:
+                    _send(socket, messages, PING)
             try:
                 opcode, frame = socket.recv_data_frame(control_frame=True)
             except websocket.WebSocketTimeoutException:
                 continue
+            received_us = socket.received_ns // 1000
+            if opcode in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT):
+                watch.message(time.monotonic())
+                self._hand_over(received_us, connection, frame.data)
+                continue
             watch.heard(time.monotonic())
+            # A close frame, too, proves that whatever was sent before it has arrived.
+            self._stats.last_received_us = received_us
+            self._inbox.put((received_us, connection, Signal.ALIVE))
             if opcode == ABNF.OPCODE_CLOSE:
-                # Whatever was sent before it has arrived: as good a proof as a pong.
-                self._hand_over(socket.received_ns // 1000, connection, Signal.ALIVE)
                 code = struct.unpack_from("!H", frame.data)[0] if len(frame.data) >= 2 else 1005
                 return f"closed_{code}"
-            is_frame = opcode in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT)
-            self._hand_over(socket.received_ns // 1000, connection, frame.data if is_frame else Signal.ALIVE)
 
-    def _hand_over(self, received_us: int, connection: Connection, data: bytes | Signal) -> None:
+    def _hand_over(self, received_us: int, connection: Connection, frame: bytes) -> None:
         stats = self._stats
         stats.last_received_us = received_us
-        self._inbox.put((received_us, connection, data))
-        if isinstance(data, Signal):
-            return
+        self._inbox.put((received_us, connection, frame))
         stats.frames += 1
-        stats.bytes += len(data)
-        if not self.live.is_set() or stats.state is not State.LIVE:
-            self.live.set()
-            self._enter(State.LIVE)
+        stats.bytes += len(frame)
+        if self._supervision.state is State.SUBSCRIBED and isinstance(read_frame(frame), Book):
+            self._supervision.enter(State.LIVE)
         if self._inbox.qsize() > INBOX_FRAMES:
             self._wait_for_room()
 
@@ -259,8 +308,18 @@ class Feed(threading.Thread):
             time.sleep(0.001)
         self._stats.backpressure_s += time.monotonic() - began_s
 
-    def _enter(self, state: State) -> None:
-        # A feed that was told to stop may have a successor, whose state it is then.
-        if self._stats.state is not state and not self._stopping.is_set():
-            _log.debug("state", section=self._section, was=self._stats.state.value, now=state.value)
-            self._stats.state = state
+    def _changed(self, was: State, now: State, cause: str) -> None:
+        _log.info(
+            "state",
+            section=self._section,
+            connection=self._connection_name,
+            was=was.value,
+            now=now.value,
+            **({"cause": cause} if cause else {}),
+        )
+        self._on_state(self, now)
+
+
+def _send(socket: _Socket, messages: MessageLimiter, text: bytes) -> None:
+    if messages.take(time.monotonic()):
+        socket.send(text)

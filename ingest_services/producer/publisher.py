@@ -14,12 +14,12 @@ from queue import Empty
 import structlog
 
 from ingest_services.producer.coverage import CoverageTracker
-from ingest_services.producer.feed import Connection, Inbox, Signal
+from ingest_services.producer.feed import Connection, Dead, Inbox, Proven, Signal
 from ingest_services.producer.metrics import SectionStats
 from ingest_services.producer.outbox import Outbox
 from ingest_services.producer.outgoing import Outgoing
-from ingest_services.record import BOOK, HEARTBEAT, Envelope, Heartbeat, headers_of
-from ingest_services.upbit.frames import Book, ExchangeError, Garbage, read_frame
+from ingest_services.record import BOOK, CLOCK_TOLERANCE_MS, HEARTBEAT, Envelope, Heartbeat, headers_of
+from ingest_services.upbit.frames import REALTIME, Book, ExchangeError, Garbage, read_frame
 
 BATCH = 512
 # Acknowledgements are collected this often while some are awaited and nothing is received.
@@ -92,38 +92,77 @@ class Publisher(threading.Thread):
             outbox.put(heartbeat, time.monotonic())
         self.drained = outbox.finish(time.monotonic() + FLUSH_TIMEOUT_S)
 
-    def _take(self, at_us: int, connection: Connection, data: bytes | Signal, now_s: float) -> None:
+    def _take(
+        self, at_us: int, connection: Connection, data: bytes | Signal | Dead | Proven, now_s: float
+    ) -> None:
         self._now_us = at_us
         tracker = self._trackers.get(connection.name)
         if tracker is None:
+            if isinstance(data, Dead | Proven):
+                # The connection has ended meanwhile, and its end took back what was in doubt.
+                return
             tracker = self._trackers[connection.name] = CoverageTracker(
                 self._section, connection.name, connection.tickers, at_us
             )
-        if isinstance(data, Signal):
+        silences = connection.silences
+        if not isinstance(data, bytes):
+            if isinstance(data, Proven):
+                tracker.prove(data.since_us)
+                return
+            silences.alive(at_us)
             if data is Signal.ALIVE:
-                heartbeat = tracker.receive(at_us)
-                if heartbeat is not None:
-                    self.outbox.put(self._pack(heartbeat), now_s)
-            else:
-                self.outbox.put(self._pack(tracker.finish()), now_s)
+                self._tell(tracker.receive(at_us), now_s)
+                return
+            since_us = data.since_us if isinstance(data, Dead) else silences.doubtful(data is Signal.STOPPED)
+            for heartbeat in tracker.retract(since_us):
+                self._stats.holes_s += sum(
+                    len(hole.tickers) * (hole.to_us - hole.from_us) / 1e6 for hole in heartbeat.holes
+                )
+                self._tell(heartbeat, now_s)
+            if not isinstance(data, Dead):
+                self._tell(tracker.finish(), now_s)
                 del self._trackers[connection.name]
             return
         frame = read_frame(data)
-        ticker = frame.ticker if isinstance(frame, Book) else None
-        heartbeat = tracker.receive(at_us, ticker)
-        if heartbeat is not None:
-            self.outbox.put(self._pack(heartbeat), now_s)
+        silences.message(at_us)
         if isinstance(frame, Book):
+            ticker = frame.ticker
+            self._tell(tracker.receive(at_us, ticker), now_s)
+            self._note(at_us, connection, frame, data)
             headers = headers_of(Envelope(BOOK, at_us, connection.name, frame.tms, frame.stream_type))
-            self.outbox.put(Outgoing(at_us, frame.ticker.encode(), headers, data), now_s)
-        elif isinstance(frame, Garbage):
-            # Published all the same: the consumer quarantines the bytes with the reason.
+            self.outbox.put(Outgoing(at_us, ticker.encode(), headers, data), now_s)
+            return
+        self._tell(tracker.receive(at_us), now_s)
+        if isinstance(frame, Garbage):
+            # Published all the same: the consumer quarantines the bytes with the reason. It may have been
+            # anyone's book, so nobody's is known any more until the next one.
             self._stats.garbage += 1
             headers = headers_of(Envelope(BOOK, at_us, connection.name))
             self.outbox.put(Outgoing(at_us, b"", headers, data), now_s)
+            tracker.doubt(at_us)
+            silences.doubt(at_us)
         elif isinstance(frame, ExchangeError):
             self._stats.error_frames += 1
             _log.error("exchange_error", connection=connection.name, name=frame.name, message=frame.message)
+        else:
+            self._stats.status_frames += 1
+
+    def _note(self, at_us: int, connection: Connection, book: Book, frame: bytes) -> None:
+        """Keep what the section tells about its books."""
+        stats = self._stats
+        connection.silences.book(book.ticker, at_us, book.tms, frame)
+        stats.last_frame_us[book.ticker] = at_us
+        delay_s = at_us / 1e6 - book.tms / 1e3
+        if delay_s < -CLOCK_TOLERANCE_MS / 1e3:
+            stats.future_stamps += 1
+        if book.microseconds:
+            stats.microsecond_stamps += 1
+        if book.stream_type == REALTIME:
+            stats.observe_delay(delay_s)
+
+    def _tell(self, heartbeat: Heartbeat | None, now_s: float) -> None:
+        if heartbeat is not None:
+            self.outbox.put(self._pack(heartbeat), now_s)
 
     def _cut(self) -> list[Outgoing]:
         return [self._pack(tracker.finish()) for tracker in self._trackers.values()]

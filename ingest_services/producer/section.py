@@ -1,24 +1,23 @@
-"""A section at work: its feed (two for a moment while markets change), publisher, spool and follower."""
+"""A section at work: its keeper with the feed, publisher, spool and follower."""
 
 from __future__ import annotations
 
-import threading
 import time
+from collections.abc import Callable
 
 from ingest_services.config import ProducerSection
 from ingest_services.kafka import unreachable
 from ingest_services.producer.feed import Feed, Inbox
+from ingest_services.producer.keeper import Keeper
 from ingest_services.producer.lane import Lane
 from ingest_services.producer.markets import MarketFollower
 from ingest_services.producer.metrics import SectionStats
 from ingest_services.producer.outbox import Outbox
 from ingest_services.producer.publisher import Publisher
+from ingest_services.producer.rest import Rest
 from ingest_services.producer.spool import Spool, Spooled
-from ingest_services.producer.supervision import ConnectionLimiter
+from ingest_services.producer.supervision import ConnectionLimiter, State
 from ingest_services.settings import IngestSettings
-
-# A new connection gets this long to deliver before the old one is asked again whether it may go.
-HANDOVER_POLL_S = 0.1
 
 
 class Section:
@@ -30,6 +29,7 @@ class Section:
         markets: tuple[str, ...],
         settings: IngestSettings,
         limiter: ConnectionLimiter,
+        rest: Rest,
         stats: SectionStats,
     ) -> None:
         """Open what the section needs; `start` begins to collect.
@@ -39,6 +39,7 @@ class Section:
             markets: What to subscribe to first.
             settings: Where from and where to.
             limiter: The exchange's limit on new connections, shared by the sections of the process.
+            rest: The exchange's REST API, shared likewise.
             stats: The section's numbers.
 
         Raises:
@@ -49,8 +50,6 @@ class Section:
         self._settings = settings
         self._limiter = limiter
         self._inbox: Inbox = Inbox()
-        self._lock = threading.Lock()
-        self._stopping = False
         self._spool = Spool(settings.spool_dir, section.name)
         self.live: Lane[None] = Lane(
             settings.kafka_bootstrap, section.topic, section.partition, f"{section.name}-live"
@@ -63,9 +62,12 @@ class Section:
                 self.live, self._make_backlog, self._spool, stats, on_resume, on_lost
             ),
         )
-        self._feed = self._make_feed(markets)
+        self.stats.markets = len(markets)
+        self._keeper = Keeper(
+            section.name, markets, make_feed=self._make_feed, rest=rest, inbox=self._inbox, stats=stats
+        )
         self._follower = (
-            MarketFollower(settings.upbit_rest_url, section.all_of, markets, self._change_markets)
+            MarketFollower(settings.upbit_rest_url, section.all_of, markets, self._keeper.want)
             if section.all_of
             else None
         )
@@ -73,7 +75,7 @@ class Section:
     @property
     def failed(self) -> bool:
         """Whether a part of the section ended that should not have."""
-        return self.publisher.failed or not (self._stopping or self._feed.is_alive())
+        return self.publisher.failed or self._keeper.failed
 
     def require_ready(self, deadline_s: float) -> None:
         """Wait for Kafka until a deadline (monotonic clock).
@@ -87,21 +89,19 @@ class Section:
     def start(self) -> None:
         """Begin to collect."""
         self.publisher.start()
-        self._feed.start()
+        self._keeper.start()
         if self._follower is not None:
             self._follower.start()
 
     def stop_feeds(self) -> None:
         """Ask the exchange for nothing more; `join_feeds` waits for what is on its way."""
-        with self._lock:
-            self._stopping = True
-            self._feed.stop()
+        self._keeper.stop()
         if self._follower is not None:
             self._follower.stop()
 
     def join_feeds(self, deadline_s: float) -> None:
         """Wait for the end of the connection until a deadline (monotonic clock)."""
-        self._feed.join(max(0.0, deadline_s - time.monotonic()))
+        self._keeper.join_feeds(deadline_s)
 
     def abandon(self) -> None:
         """Give back what a section that never started had opened."""
@@ -116,8 +116,7 @@ class Section:
             f"{self.section.name}-backlog",
         )
 
-    def _make_feed(self, markets: tuple[str, ...]) -> Feed:
-        self.stats.markets = len(markets)
+    def _make_feed(self, markets: tuple[str, ...], on_state: Callable[[Feed, State], None]) -> Feed:
         return Feed(
             self.section.name,
             markets,
@@ -126,16 +125,5 @@ class Section:
             inbox=self._inbox,
             limiter=self._limiter,
             stats=self.stats,
+            on_state=on_state,
         )
-
-    def _change_markets(self, markets: tuple[str, ...]) -> None:
-        # The new connection delivers before the old one goes: no gap for the markets that stay.
-        with self._lock:
-            if self._stopping:
-                return
-            new = self._make_feed(markets)
-            new.start()
-            old, self._feed = self._feed, new
-        while not self._feed.live.wait(HANDOVER_POLL_S) and not self._stopping:
-            pass
-        old.stop()

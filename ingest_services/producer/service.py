@@ -21,6 +21,7 @@ from ingest_services.kafka import open_admin, topic_id, unreachable
 from ingest_services.producer.markets import discover
 from ingest_services.producer.metrics import SectionStats, serve_metrics
 from ingest_services.producer.publisher import FLUSH_TIMEOUT_S
+from ingest_services.producer.rest import Rest
 from ingest_services.producer.section import Section
 from ingest_services.producer.supervision import ConnectionLimiter, State
 from ingest_services.settings import IngestSettings
@@ -82,12 +83,15 @@ class ProducerService:
             for section in sections
         }
         self._limiter = ConnectionLimiter()
+        rest = Rest(settings.upbit_rest_url)
         self._server = None
         self._running: list[Section] = []
         self.stats = [SectionStats(section.name) for section in sections]
         try:
             for section, stats in zip(sections, self.stats, strict=True):
-                self._running.append(Section(section, markets[section.name], settings, self._limiter, stats))
+                self._running.append(
+                    Section(section, markets[section.name], settings, self._limiter, rest, stats)
+                )
             deadline_s = time.monotonic() + KAFKA_TIMEOUT_S
             for running in self._running:
                 running.require_ready(deadline_s)

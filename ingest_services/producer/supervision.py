@@ -14,9 +14,23 @@ from collections.abc import Callable
 
 # The idle timeout was measured at 60.5 s (documented as 120 s).
 KEEPALIVE_S = 3.0
+# Nothing at all for this long, not even a pong: the socket is dead.
 STALL_S = 8.0
+# No message but pongs since the subscription: snapshots came within 0.35 s, and `UP` answers our `PING`.
+FIRST_MESSAGE_S = 5.0
+# No message but pongs later on: three times the longest silence of the last half to one minute, within these
+# bounds. `UP` comes every 10 s, so that a quiet connection's longest silence is that.
+MUTE_S = (5.0, 15.0)
+MUTE_FACTOR = 3.0
+USUAL_SPAN_S = 30.0
+UP_EVERY_S = 10.0
 # Upbit takes 5 new connections a second from one address; one is left to whatever else runs there.
 CONNECTIONS_PER_SECOND = 4
+# Upbit takes 5 messages a second and 100 a minute on one connection; we need 25 a minute.
+MESSAGES_PER_SECOND = 4
+MESSAGES_PER_MINUTE = 80
+# A connection that was live for this long was a good one: the next failure is the first of its kind.
+GOOD_AFTER_S = 10.0
 MINUTE_S = 60.0
 # A ping goes out this long after each minute's end: its pong is the proof that the minute was covered whole.
 AFTER_MINUTE_S = 0.02
@@ -33,12 +47,24 @@ class State(enum.StrEnum):
     STOPPED = "stopped"
 
 
+# Whatever happens to a connection, its feed goes through these.
+NEXT: dict[State, frozenset[State]] = {
+    State.CONNECTING: frozenset({State.SUBSCRIBED, State.BACKING_OFF, State.STOPPED}),
+    State.SUBSCRIBED: frozenset({State.LIVE, State.STALLED, State.BACKING_OFF, State.STOPPED}),
+    State.LIVE: frozenset({State.STALLED, State.BACKING_OFF, State.STOPPED}),
+    State.STALLED: frozenset({State.BACKING_OFF, State.STOPPED}),
+    State.BACKING_OFF: frozenset({State.CONNECTING, State.STOPPED}),
+    State.STOPPED: frozenset(),
+}
+
+
 class Action(enum.Enum):
     """What a connection needs now."""
 
     NOTHING = 0
     PING = 1
-    GIVE_UP = 2
+    ASK_UP = 2
+    GIVE_UP = 3
 
 
 class Backoff:
@@ -66,30 +92,52 @@ class Backoff:
 class Watch:
     """Watches one socket from its first second on, whether or not anything ever came."""
 
-    def __init__(
-        self, now_s: float, wall_s: float, keepalive_s: float = KEEPALIVE_S, stall_s: float = STALL_S
-    ) -> None:
-        """Begin to watch.
+    def __init__(self, now_s: float, wall_s: float) -> None:
+        """Begin to watch a socket that has just been subscribed.
 
         Args:
             now_s: Monotonic clock.
             wall_s: Wall clock, seconds since the epoch.
-            keepalive_s: A ping at least this often.
-            stall_s: Nothing received for this long is a dead socket.
         """
-        self._keepalive_s = keepalive_s
-        self._stall_s = stall_s
-        self._heard_s = now_s
+        self._heard_s = self._message_s = self._asked_s = now_s
+        self._any_message = False
+        # The longest silence between messages, in this span and in the one before; unknown at first.
+        self._span_end_s = now_s + USUAL_SPAN_S
+        self._longest_s, self._longest_before_s = 0.0, MUTE_S[1]
         self._schedule(now_s, wall_s)
 
     def heard(self, now_s: float) -> None:
         """Take note that something, anything, was received."""
         self._heard_s = now_s
 
+    def message(self, now_s: float) -> None:
+        """Take note of a message: a frame or `UP`, not a mere pong."""
+        self._heard_s = now_s
+        silence_s = now_s - self._message_s
+        self._message_s = now_s
+        self._any_message = True
+        self._longest_s = max(self._longest_s, silence_s)
+        if now_s >= self._span_end_s:
+            self._longest_before_s, self._longest_s = self._longest_s, 0.0
+            self._span_end_s = now_s + USUAL_SPAN_S
+
+    @property
+    def mute_s(self) -> float:
+        """How long no message may come before the connection is given up, seconds."""
+        if not self._any_message:
+            return FIRST_MESSAGE_S
+        least_s, most_s = MUTE_S
+        return min(most_s, max(least_s, MUTE_FACTOR * max(self._longest_s, self._longest_before_s)))
+
     def due(self, now_s: float, wall_s: float) -> Action:
-        """Return what to do now; a ping that is due counts as sent."""
-        if now_s - self._heard_s >= self._stall_s:
+        """Return what to do now; what is due counts as done."""
+        silence_s = now_s - self._message_s
+        if now_s - self._heard_s >= STALL_S or silence_s >= self.mute_s:
             return Action.GIVE_UP
+        if silence_s > UP_EVERY_S and now_s - self._asked_s > UP_EVERY_S:
+            # `UP` should have come. Perhaps the exchange forgot that it was asked for.
+            self._asked_s = now_s
+            return Action.ASK_UP
         if now_s >= self._ping_s:
             self._schedule(now_s, wall_s)
             return Action.PING
@@ -97,7 +145,61 @@ class Watch:
 
     def _schedule(self, now_s: float, wall_s: float) -> None:
         minute_s = MINUTE_S - wall_s % MINUTE_S + AFTER_MINUTE_S
-        self._ping_s = now_s + min(self._keepalive_s, minute_s)
+        self._ping_s = now_s + min(KEEPALIVE_S, minute_s)
+
+
+class Supervision:
+    """The state machine of one feed: which state it is in, and how long it waits between connections."""
+
+    def __init__(
+        self, backoff: Backoff | None = None, on_change: Callable[[State, State, str], None] | None = None
+    ) -> None:
+        """Begin in CONNECTING.
+
+        Args:
+            backoff: Between connections.
+            on_change: Called with the state before, the state now, and the cause.
+        """
+        self.state = State.CONNECTING
+        self._backoff = backoff or Backoff()
+        self._on_change = on_change
+        self._subscribed_s = 0.0
+
+    def enter(self, state: State, cause: str = "") -> None:
+        """Go to a state; staying where one is changes nothing.
+
+        Raises:
+            ValueError: If no connection goes that way.
+        """
+        if state is self.state:
+            return
+        if state not in NEXT[self.state]:
+            raise ValueError(f"from {self.state.value} to {state.value}")
+        was, self.state = self.state, state
+        if self._on_change is not None:
+            self._on_change(was, state, cause)
+
+    def subscribed(self, now_s: float) -> None:
+        """The connection stands and was told what we want."""
+        self._subscribed_s = now_s
+        self.enter(State.SUBSCRIBED)
+
+    def ended(self, cause: str, now_s: float, at_least_s: float = 0.0) -> float:
+        """Take note of the end of a connection, a normal close included.
+
+        Args:
+            cause: Why it ended.
+            now_s: Monotonic clock.
+            at_least_s: Wait no less than this, seconds.
+
+        Returns:
+            How long to wait before the next one, seconds.
+        """
+        was_live = self.state in (State.LIVE, State.STALLED)
+        if was_live and now_s - self._subscribed_s >= GOOD_AFTER_S:
+            self._backoff.reset()
+        self.enter(State.BACKING_OFF, cause)
+        return self._backoff.next_s(at_least_s)
 
 
 class ConnectionLimiter:
@@ -125,3 +227,20 @@ class ConnectionLimiter:
         if delay_s > 0:
             stop.wait(delay_s)
         return delay_s
+
+
+class MessageLimiter:
+    """Keeps one connection inside the exchange's limits on messages."""
+
+    def __init__(self, per_second: int = MESSAGES_PER_SECOND, per_minute: int = MESSAGES_PER_MINUTE) -> None:
+        self._second: deque[float] = deque(maxlen=per_second)
+        self._minute: deque[float] = deque(maxlen=per_minute)
+
+    def take(self, now_s: float) -> bool:
+        """Return whether one more message may be sent now; if so, it counts as sent."""
+        for taken, span_s in ((self._second, 1.0), (self._minute, MINUTE_S)):
+            if len(taken) == taken.maxlen and now_s - taken[0] < span_s:
+                return False
+        self._second.append(now_s)
+        self._minute.append(now_s)
+        return True

@@ -22,7 +22,10 @@ from cryptostream_dagster.local.ports import free_port
 from ingest_services.config import ProducerSection
 from ingest_services.errors import UserError
 from ingest_services.kafka import client_config, create_topics
-from ingest_services.producer import feed, markets, service
+from ingest_services.lake.coverage import covered_intervals
+from ingest_services.producer import coverage, markets, supervision
+from ingest_services.producer import section as sections
+from ingest_services.producer.metrics import SectionStats
 from ingest_services.producer.service import ProducerService
 from ingest_services.record import BOOK, HEARTBEAT, Envelope, Heartbeat, read_headers
 from ingest_services.settings import IngestSettings
@@ -96,6 +99,11 @@ def heartbeats(records: list[Record]) -> list[Heartbeat]:
     return [Heartbeat.decode(r.value) for r in records if r.envelope.kind == HEARTBEAT]
 
 
+def carried(stats: SectionStats) -> int:
+    """Return how many frames but `UP` were looked at or are about to be."""
+    return stats.frames - stats.status_frames
+
+
 def now_ms() -> int:
     return int(time.time() * 1000)
 
@@ -155,7 +163,7 @@ def test_whatever_ends_a_connection_the_next_one_follows(
             wait_until(
                 lambda n=number: len(exchange.requests) == n and exchange.clients == 1, "a subscription"
             )
-            wait_until(lambda: running.stats[0].frames == len(exchange.sent), "all frames")
+            wait_until(lambda: carried(running.stats[0]) == len(exchange.sent), "all frames")
             if end == "reset":
                 exchange.reset()
             else:
@@ -169,32 +177,64 @@ def test_whatever_ends_a_connection_the_next_one_follows(
     assert len(set(connections)) == 4
 
 
-def test_a_silent_socket_is_given_up(
-    broker: Broker, exchange: ScriptedExchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten what supervision waits for."""
+    monkeypatch.setattr(supervision, "KEEPALIVE_S", 0.2)
+    monkeypatch.setattr(supervision, "STALL_S", 0.6)
+    monkeypatch.setattr(supervision, "FIRST_MESSAGE_S", 0.6)
+
+
+@pytest.mark.parametrize("pongs", [True, False])
+def test_a_socket_on_which_no_message_ever_came_is_given_up(
+    broker: Broker, exchange: ScriptedExchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pongs: bool
 ) -> None:
-    # Whether or not a first frame ever came.
-    watch = feed.Watch
-    monkeypatch.setattr(feed, "Watch", lambda now, wall: watch(now, wall, keepalive_s=0.2, stall_s=0.6))
+    quickly(monkeypatch)
     exchange.snapshots = False
-    exchange.answers_pings = False
+    exchange.says_up = False
+    exchange.answers_pings = pongs
     with producing(
         [section(broker.topic(), "KRW-BTC")], settings_for(exchange, broker.bootstrap, tmp_path)
     ) as running:
         wait_until(lambda: running.stats[0].reconnects["stalled"] >= 2, "two stalls")
 
 
-def test_pongs_keep_a_quiet_socket(
+@pytest.mark.parametrize("pongs", [True, False])
+def test_a_socket_that_fell_silent_is_given_up_and_the_silence_is_a_hole(
+    broker: Broker, exchange: ScriptedExchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pongs: bool
+) -> None:
+    quickly(monkeypatch)
+    monkeypatch.setattr(supervision, "MUTE_S", (1.0, 2.0))
+    monkeypatch.setattr(coverage.CoverageTracker.__init__, "__defaults__", (300_000,))
+    topic = broker.topic()
+    with producing(
+        [section(topic, "KRW-BTC")], settings_for(exchange, broker.bootstrap, tmp_path)
+    ) as running:
+        wait_until(lambda: exchange.clients == 1, "a subscription")
+        exchange.says_up = False
+        exchange.answers_pings = pongs
+        exchange.send(book("KRW-BTC", now_ms(), 1))
+        wait_until(lambda: running.stats[0].reconnects["stalled"] == 1, "the stall")
+        wait_until(lambda: len(exchange.requests) == 2, "the next subscription")
+    records = read_all(broker.bootstrap, topic)
+    first = next(r for r in books(records)).envelope.connection
+    last_us = max(r.envelope.received_us for r in books(records) if r.envelope.connection == first)
+    told = [h for h in heartbeats(records) if h.connection == first]
+    assert any(h.holes for h in told) == pongs, "pongs made us claim the silence"
+    covered = covered_intervals(told)["BTC"]
+    assert covered[-1][1] <= last_us
+
+
+def test_pongs_and_up_keep_a_quiet_socket(
     broker: Broker, exchange: ScriptedExchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = feed.Watch
-    monkeypatch.setattr(feed, "Watch", lambda now, wall: watch(now, wall, keepalive_s=0.2, stall_s=0.6))
+    quickly(monkeypatch)
     with producing(
         [section(broker.topic(), "KRW-BTC")], settings_for(exchange, broker.bootstrap, tmp_path)
     ) as running:
         wait_until(lambda: exchange.clients == 1, "a subscription")
         time.sleep(1.5)
         assert not running.stats[0].reconnects
-        assert running.stats[0].frames == 1
+        assert carried(running.stats[0]) == 1
 
 
 def test_a_refusal_is_not_hammered(broker: Broker, exchange: ScriptedExchange, tmp_path: Path) -> None:
@@ -235,12 +275,12 @@ def test_heartbeats_cover_and_leave_a_hole_at_a_reconnect(
         wait_until(lambda: exchange.clients == 1, "a subscription")
         time.sleep(0.05)
         exchange.send(book("KRW-BTC", now_ms(), 1))
-        wait_until(lambda: stats.frames == 3, "the frames")
+        wait_until(lambda: carried(stats) == 3, "the frames")
         exchange.close()
         wait_until(lambda: len(exchange.requests) == 2 and exchange.clients == 1, "a second subscription")
         time.sleep(0.05)
         exchange.send(book("KRW-BTC", now_ms(), 2))
-        wait_until(lambda: stats.frames == 6, "the frames after the cut")
+        wait_until(lambda: carried(stats) == 6, "the frames after the cut")
     records = read_all(broker.bootstrap, topic)
     told = heartbeats(records)
     assert {h.section for h in told} == {"upbit_producer1"}
@@ -321,7 +361,7 @@ def test_a_broker_that_hangs_delays_and_duplicates_nothing(
                     exchange.send(book("KRW-BTC", now_ms(), i))
                     time.sleep(seconds / 200)
                 assert stats.spooling
-                assert stats.frames >= 200
+                assert carried(stats) >= 200
             finally:
                 broker.process.send_signal(signal.SIGCONT)
             wait_until(lambda: not stats.spooling and stats.spool_bytes == 0, "recovery", 30)
@@ -332,7 +372,7 @@ def test_a_broker_that_hangs_delays_and_duplicates_nothing(
 def test_a_full_spool_loses_in_the_open(
     exchange: ScriptedExchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "Spool", lambda root, name: service_spool(root, name, limit_bytes=20_000))
+    monkeypatch.setattr(sections, "Spool", lambda root, name: service_spool(root, name, limit_bytes=20_000))
     with running_broker() as broker:
         create_topics(broker.bootstrap, {"orderbook": 1})
         with producing(
@@ -346,15 +386,15 @@ def test_a_full_spool_loses_in_the_open(
             wait_until(lambda: stats.spooling, "the spool")
             for i in range(1, 200):
                 exchange.send(book("KRW-BTC", now_ms(), i))
-            wait_until(lambda: stats.lost > 0 and stats.frames == len(exchange.sent), "the loss")
+            wait_until(lambda: stats.lost > 0 and carried(stats) == len(exchange.sent), "the loss")
             broker.restart()
             create_topics(broker.bootstrap, {"orderbook": 1})
             wait_until(lambda: not stats.spooling and stats.spool_bytes == 0, "recovery")
             exchange.send(book("KRW-BTC", now_ms(), 999))
-            wait_until(lambda: stats.frames == len(exchange.sent), "the last frame")
+            wait_until(lambda: carried(stats) == len(exchange.sent), "the last frame")
             time.sleep(0.1)
             exchange.send(book("KRW-ETH", now_ms(), 1000))
-            wait_until(lambda: stats.frames == len(exchange.sent), "the last frame")
+            wait_until(lambda: carried(stats) == len(exchange.sent), "the last frame")
         records = read_all(broker.bootstrap, "orderbook")
     kept = {r.value: r.envelope.received_us for r in books(records)}
     missing = [frame for frame in exchange.sent[before:] if frame not in kept]
@@ -596,7 +636,7 @@ def test_metrics_are_served_and_a_taken_port_is_one_line(
             ProducerService([section(topic, "KRW-BTC")], settings, port)
     label = 'section="upbit_producer1"'
     for line in (
-        f"cryptostream_producer_frames_total{{{label}}} 1.0",
+        f"cryptostream_producer_frames_total{{{label}}} 2.0",
         f"cryptostream_producer_acknowledged_total{{{label}}} 1.0",
         f'cryptostream_producer_connection_state{{{label},state="live"}} 1.0',
         f"cryptostream_producer_spool_bytes{{{label}}} 0.0",
