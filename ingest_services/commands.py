@@ -38,13 +38,14 @@ def topic() -> None:
 def produce(names: Sections = None, everything: Everything = False, metrics_port: MetricsPort = None) -> None:
     """Carry the exchange's frames into Kafka (sections of producer.conf)."""
     from ingest_services import config, logs, settings
-    from ingest_services.producer import service
+    from ingest_services.producer import service, spool
 
     ours = settings.load_settings(settings.IngestSettings)
     sections = config.read_producers(ours.producer_conf)
     config.partitions_of(sections)
     chosen = config.select(ours.producer_conf, sections, names or [], everything=everything)
     logs.setup_logging()
+    spool.warn_of_orphans(ours.spool_dir, (section.name for section in sections))
     raise typer.Exit(service.run(chosen, ours, metrics_port))
 
 

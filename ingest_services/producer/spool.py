@@ -8,13 +8,15 @@
 A segment is a magic line and then records: length, CRC-32C, bytes. A record whose end is missing (the process
 was killed, the power was cut) ends its segment; one whose checksum is wrong is skipped. Both are counted.
 Each record is handed to the kernel as it comes, so it survives the process; `sync` makes it survive the
-machine, and is called once a second and when a segment is closed.
+machine, and is called once a second and when a segment is closed: a power cut costs a second at most.
 
 Two processes of one section never share a folder. A folder whose lock is free belonged to a process that is
 gone: the next one adopts and delivers it. After a SIGKILL the records between the last cursor and what Kafka
-acknowledged are delivered once more.
+acknowledged are delivered once more. A section that is no longer in `producer.conf` has no next process:
+`warn_of_orphans` names what it left.
 
-Belongs here: bytes and files. Does not belong here: what the bytes mean, and when to spool.
+Belongs here: bytes and files. Does not belong here: when to spool, and what the bytes mean, but for the first
+eight of a record: they say when it was received (`Outgoing.pack`).
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ import secrets
 import struct
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import structlog
 from crc32c import crc32c
@@ -42,6 +44,7 @@ SPOOL_BYTES = 4 * 1024**3
 SYNC_EVERY_S = 1.0
 _FRAME = struct.Struct("<II")
 _CURSOR = struct.Struct("<QI")
+_STAMP = struct.Struct("<Q")
 
 _log = structlog.get_logger()
 
@@ -58,11 +61,15 @@ class Segment:
         path: The file.
         size: Its length, bytes.
         cursor: Offset up to which Kafka has it.
+        records: How many of its records Kafka has not; 0 before another process's segment is read.
+        oldest_us: When the first of them was received, µs since the epoch; 0 if it cannot be told.
     """
 
     path: Path
     size: int
     cursor: int = 0
+    records: int = 0
+    oldest_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +153,14 @@ class Spool:
         self._writing: int | None = None
         self._writing_path = Path()
         self._writing_size = 0
+        self._writing_records = 0
+        self._writing_since_us = 0
         self._unsynced = False
         self._synced_s = 0.0
         self._number = 0
+        self._held: set[Segment] = set()
         self.bytes = 0
+        self.records = 0
         self.damaged_bytes = 0
         try:
             self._home.mkdir(parents=True, exist_ok=True)
@@ -163,6 +174,14 @@ class Spool:
             self.adopt()
         except OSError as error:
             raise UserError(f"SPOOL_DIR={root}: cannot be written ({error})") from error
+
+    @property
+    def oldest_us(self) -> int:
+        """When its oldest record was received, µs since the epoch, to a segment; 0 if there is none."""
+        stamps = [segment.oldest_us for segment in self._held if segment.oldest_us]
+        if self._writing is not None and self._writing_since_us:
+            stamps.append(self._writing_since_us)
+        return min(stamps, default=0)
 
     # ---- writing
 
@@ -182,6 +201,9 @@ class Spool:
         except OSError as error:
             self._take_back()
             raise SpoolFull(str(error)) from error
+        self._writing_records += 1
+        self._writing_since_us = self._writing_since_us or _stamp(payload)
+        self.records += 1
         if self._writing_size >= self._segment_bytes:
             self.close_segment()
 
@@ -191,7 +213,7 @@ class Spool:
         if segment is not None:
             self._queue.append(segment)
 
-    def write_apart(self, payloads: list[bytes]) -> Segment | None:
+    def write_apart(self, payloads: Iterable[bytes]) -> Segment | None:
         """Write records into a segment of their own that is not delivered unless it is released.
 
         For records that are on their way to Kafka and must survive this process meanwhile.
@@ -216,9 +238,13 @@ class Spool:
 
     def release(self, segment: Segment, skip: int) -> None:
         """Deliver a segment written apart after all, without its first `skip` records, in its old place."""
-        if skip:
-            records, _ = read_segment(segment.path.read_bytes())
-            segment.cursor = records[min(skip, len(records)) - 1][1]
+        try:
+            if skip:
+                records, _ = read_segment(segment.path.read_bytes())
+                segment.cursor = records[min(skip, len(records)) - 1][1]
+        except (OSError, IndexError) as error:
+            # Rather twice than never.
+            _log.error("spool_unreadable", path=str(segment.path), error=str(error))
         later = [s for s in self._queue if s.path.parent == segment.path.parent and s.path > segment.path]
         self._queue.insert(self._queue.index(later[0]) if later else len(self._queue), segment)
 
@@ -226,7 +252,7 @@ class Spool:
         """Forget a segment whose records Kafka has."""
         _remove(segment.path)
         _remove(segment.path.with_suffix(".cursor"))
-        self.bytes -= segment.size
+        self._forget(segment)
 
     def sync(self, now_s: float, *, force: bool = False) -> None:
         """Make what was written survive the machine, at most once a second.
@@ -261,6 +287,8 @@ class Spool:
     def acknowledge(self, spooled: Spooled) -> None:
         """Take note that Kafka has a record; records are acknowledged in the order they were read."""
         spooled.segment.cursor = spooled.end
+        spooled.segment.records -= 1
+        self.records -= 1
         while self._unread and self._unread[0].segment.cursor >= self._unread[0].last_end:
             done = self._unread.popleft()
             if done is self._loaded:
@@ -302,6 +330,7 @@ class Spool:
                 if segments:
                     self._folders.append(folder)
                     self._queue.extend(segments)
+                    self._held.update(segments)
                     self.bytes += sum(segment.size for segment in segments)
                 else:
                     _remove_folder(folder)
@@ -310,10 +339,14 @@ class Spool:
     def close(self) -> None:
         """Close all files and free all folders; what was not delivered waits there for the next process."""
         self.close_segment()
-        self.save_cursors()
+        try:
+            self.save_cursors()
+        except OSError as error:
+            # A full disk, say: what Kafka has of the first segments is delivered once more.
+            _log.warning("spool_cursor_not_saved", path=str(self._home), error=str(error))
         with self._house_lock():
             for folder in [self._own, *self._folders]:
-                if _find_segments(folder.path):
+                if any(folder.path.glob("*.spool")):
                     os.close(folder.lock)
                 else:
                     _remove_folder(folder)
@@ -346,7 +379,7 @@ class Spool:
         self._writing = os.open(
             self._writing_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644
         )
-        self._writing_size = 0
+        self._writing_size = self._writing_records = self._writing_since_us = 0
         self._write(MAGIC)
 
     def _write(self, data: bytes) -> None:
@@ -383,7 +416,19 @@ class Spool:
         os.close(self._writing)
         self._writing = None
         self._unsynced = False
-        return Segment(self._writing_path, self._writing_size)
+        segment = Segment(
+            self._writing_path,
+            self._writing_size,
+            records=self._writing_records,
+            oldest_us=self._writing_since_us,
+        )
+        self._held.add(segment)
+        return segment
+
+    def _forget(self, segment: Segment) -> None:
+        self._held.discard(segment)
+        self.bytes -= segment.size
+        self.records -= segment.records
 
     def _load(self) -> bool:
         if not self._queue:
@@ -394,27 +439,82 @@ class Spool:
         except OSError as error:
             # The segment stays where it is, for the next process and for a person.
             _log.error("spool_unreadable", path=str(segment.path), error=str(error))
-            self.bytes -= segment.size
+            self._forget(segment)
             return True
         records, damaged = read_segment(data)
         if damaged and segment.cursor == 0:
             _log.warning("spool_damaged", path=str(segment.path), bytes=damaged, records=len(records))
             self.damaged_bytes += damaged
         wanted = deque(record for record in records if record[1] > segment.cursor)
+        self.records += len(wanted) - segment.records
+        segment.records = len(wanted)
         if not wanted:
             self.drop(segment)
             self._clear_adopted()
             return True
+        segment.oldest_us = _stamp(wanted[0][0])
         self._loaded = _Loaded(segment, wanted, wanted[-1][1])
         self._unread.append(self._loaded)
         return True
 
 
+def warn_of_orphans(root: Path, sections: Iterable[str]) -> None:
+    """Log what waits in the spools of sections that nobody runs any more: it would wait for ever, unseen.
+
+    Args:
+        root: SPOOL_DIR.
+        sections: All sections of `producer.conf`.
+    """
+    known = {quote(section, safe="") for section in sections}
+    for lock in sorted(root.glob("*/lock")):
+        home = lock.parent
+        if home.name in known:
+            continue
+        try:
+            size = sum(path.stat().st_size for path in home.glob("*/*.spool") if not _is_locked(path.parent))
+        except OSError as error:
+            _log.warning("spool_unreadable", path=str(home), error=str(error))
+            continue
+        if size:
+            _log.warning(
+                "spool_orphaned",
+                folder=str(home),
+                bytes=size,
+                what_to_do="these frames are not in Kafka: bring the section "
+                f"[{unquote(home.name)}] back into producer.conf until they are delivered, "
+                "or remove the folder to give them up",
+            )
+
+
 def _find_segments(folder: Path) -> list[Segment]:
-    return [
-        Segment(path, path.stat().st_size, _read_cursor(path.with_suffix(".cursor")))
-        for path in sorted(folder.glob("*.spool"))
-    ]
+    segments = []
+    for path in sorted(folder.glob("*.spool")):
+        cursor = _read_cursor(path.with_suffix(".cursor"))
+        segments.append(Segment(path, path.stat().st_size, cursor, oldest_us=_read_oldest(path, cursor)))
+    return segments
+
+
+def _read_oldest(path: Path, cursor: int) -> int:
+    with path.open("rb") as file:
+        file.seek(max(cursor, len(MAGIC)))
+        head = file.read(_FRAME.size)
+        if len(head) < _FRAME.size:
+            return 0
+        length, checksum = _FRAME.unpack(head)
+        payload = file.read(min(length, path.stat().st_size))
+    # The file's time is that of its newest record: at least that old is what cannot be read.
+    return _stamp(payload) if crc32c(payload) == checksum else int(path.stat().st_mtime * 1e6)
+
+
+def _stamp(payload: bytes) -> int:
+    return int(_STAMP.unpack_from(payload)[0]) if len(payload) >= _STAMP.size else 0
+
+
+def _is_locked(folder: Path) -> bool:
+    lock = _try_lock(folder / "lock")
+    if lock is not None:
+        os.close(lock)
+    return lock is None
 
 
 def _read_cursor(path: Path) -> int:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from ingest_services.errors import UserError
 from ingest_services.producer import spool as spool_module
 from ingest_services.producer.outgoing import Outgoing
-from ingest_services.producer.spool import MAGIC, Spool, Spooled, SpoolFull, read_segment
+from ingest_services.producer.spool import MAGIC, Spool, Spooled, SpoolFull, read_segment, warn_of_orphans
 
 payloads = st.lists(st.binary(min_size=1, max_size=60), max_size=30)
 
@@ -107,6 +111,48 @@ def test_a_tail_of_zeros_ends_a_segment(tmp_path: Path) -> None:
     with files(tmp_path)[0].open("ab") as file:
         file.write(bytes(4096))
     assert drain(Spool(tmp_path, "s")) == [b"kept"]
+
+
+def test_the_last_record_cut_off_at_every_byte_costs_that_record_alone(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "s")
+    for record in (b"first", b"second", b"the last one"):
+        spool.append(record)
+    whole = files(tmp_path)[0].read_bytes()
+    start = len(whole) - 8 - len(b"the last one")
+    for cut in range(start, len(whole)):
+        assert [record for record, _ in read_segment(whole[:cut])[0]] == [b"first", b"second"], cut
+        assert read_segment(whole[:cut])[1] == cut - start
+    assert len(read_segment(whole)[0]) == 3
+    die(spool)
+
+
+def test_the_last_record_zeroed_from_every_byte_on_costs_that_record_alone(tmp_path: Path) -> None:
+    # The file's new length reached the disk, its last blocks did not.
+    spool = Spool(tmp_path, "s")
+    for record in (b"first", b"second", b"the last one"):
+        spool.append(record)
+    whole = files(tmp_path)[0].read_bytes()
+    start = len(whole) - 8 - len(b"the last one")
+    for cut in range(start, len(whole)):
+        damaged = whole[:cut] + bytes(len(whole) - cut + 500)
+        assert [record for record, _ in read_segment(damaged)[0]] == [b"first", b"second"], cut
+    die(spool)
+
+
+def test_every_flipped_bit_of_a_record_is_noticed(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "s")
+    for record in (b"first", b"second", b"third"):
+        spool.append(record)
+    whole = files(tmp_path)[0].read_bytes()
+    at = len(MAGIC) + 8 + len(b"first")
+    for bit in range(at * 8, (at + 8 + len(b"second")) * 8):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        records, damaged = read_segment(bytes(content))
+        # A wrong length may take what follows with it; it never makes a record that was not there.
+        assert [record for record, _ in records] in ([b"first", b"third"], [b"first"]), bit
+        assert damaged > 0
+    die(spool)
 
 
 def test_a_dead_process_s_folder_is_adopted_and_a_living_one_s_is_not(tmp_path: Path) -> None:
@@ -245,6 +291,175 @@ def test_a_disk_that_takes_no_new_file_refuses(tmp_path: Path, monkeypatch: pyte
     spool.close()
 
 
+@contextmanager
+def files_no_longer_than(size: int) -> Iterator[None]:
+    """The kernel itself refuses: the write that reaches the bound is short, the next one fails."""
+    was = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, was[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, was)
+
+
+def test_a_disk_that_fills_up_inside_a_record_keeps_the_records_before_it(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "s")
+    kept = [b"%04d" % number * 25 for number in range(9)]
+    with files_no_longer_than(len(MAGIC) + 9 * 108 + 50):
+        for record in kept:
+            spool.append(record)
+        size = files(tmp_path)[0].stat().st_size
+        for _ in range(3):
+            with pytest.raises(SpoolFull):
+                spool.append(b"lost" * 25)
+            assert files(tmp_path)[0].stat().st_size == size
+    assert (spool.bytes, spool.records) == (size, 9)
+    spool.append(b"room again")
+    die(spool)
+    after = Spool(tmp_path, "s")
+    assert drain(after) == [*kept, b"room again"]
+    assert after.damaged_bytes == 0
+    after.close()
+
+
+def test_a_copy_that_the_disk_cannot_take_whole_is_none(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "s")
+    spool.append(b"before")
+    with files_no_longer_than(len(MAGIC) + 300):
+        assert spool.write_apart(b"x" * 100 for _ in range(5)) is None
+    assert drain(spool) == [b"before"]
+    assert (spool.bytes, spool.records, spool.oldest_us) == (0, 0, 0)
+    spool.close()
+
+
+def test_a_full_disk_does_not_keep_a_process_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path, "s")
+    for record in (b"a", b"b"):
+        spool.append(record)
+    spool.close_segment()
+    first = spool.read()
+    assert first is not None
+    spool.acknowledge(first)
+
+    def no_space(path: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", no_space)
+    with capture_logs() as logs:
+        spool.close()
+    assert [line["event"] for line in logs] == ["spool_cursor_not_saved"]
+    monkeypatch.undo()
+    # What no cursor remembers is delivered once more.
+    assert drain(Spool(tmp_path, "s")) == [b"a", b"b"]
+
+
+def test_a_copy_that_cannot_be_read_again_is_delivered_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path, "s")
+    kept = spool.write_apart([b"a", b"b"])
+    assert kept is not None
+
+    def no_read(path: Path) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", no_read)
+    spool.release(kept, 1)
+    monkeypatch.undo()
+    assert drain(spool) == [b"a", b"b"]
+    spool.close()
+
+
+def stamped(received_us: int) -> bytes:
+    return Outgoing(received_us, b"BTC", [], b"frame").pack()
+
+
+def test_depth_and_age_are_those_of_what_waits(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "s", segment_bytes=100)
+    assert (spool.records, spool.oldest_us) == (0, 0)
+    stamps = [1_700_000_000_000_000 + number for number in range(20)]
+    for stamp in stamps:
+        spool.append(stamped(stamp))
+    spool.close_segment()
+    assert (spool.records, spool.oldest_us) == (20, stamps[0])
+    read = [spool.read() for _ in range(12)]
+    for spooled in read:
+        assert spooled is not None
+        spool.acknowledge(spooled)
+    assert spool.records == 8
+    # To a segment, and a segment is three or four records here.
+    assert stamps[8] <= spool.oldest_us <= stamps[12]
+    spool.rewind()
+    assert len(drain(spool)) == 8
+    assert (spool.records, spool.oldest_us, spool.bytes) == (0, 0, 0)
+    kept = spool.write_apart([stamped(stamps[0]), stamped(stamps[1])])
+    assert kept is not None
+    assert (spool.records, spool.oldest_us) == (2, stamps[0])
+    spool.drop(kept)
+    assert (spool.records, spool.oldest_us) == (0, 0)
+    spool.close()
+
+
+def test_the_age_survives_the_process(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "s")
+    for stamp in (1_700_000_000_000_000, 1_700_000_000_000_001, 1_700_000_000_000_002):
+        spool.append(stamped(stamp))
+    assert spool.oldest_us == 1_700_000_000_000_000
+    spool.close_segment()
+    first = spool.read()
+    assert first is not None
+    spool.acknowledge(first)
+    spool.save_cursors()
+    die(spool)
+    after = Spool(tmp_path, "s")
+    assert after.oldest_us == 1_700_000_000_000_001
+    # Counted when they are read: counting does not keep a start waiting.
+    assert after.records == 0
+    assert after.read() is not None
+    assert after.records == 2
+    after.close()
+
+
+def test_the_age_of_a_spool_whose_first_record_is_damaged_is_its_file_s(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "s")
+    spool.append(stamped(1_700_000_000_000_000))
+    die(spool)
+    path = files(tmp_path)[0]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, (1_800_000_000, 1_800_000_000))
+    assert Spool(tmp_path, "s").oldest_us == 1_800_000_000_000_000
+
+
+def test_a_section_that_nobody_runs_any_more_is_named(tmp_path: Path) -> None:
+    gone = Spool(tmp_path, "gone/away")
+    gone.append(b"waits")
+    die(gone)
+    for name in ("kept", "empty"):
+        Spool(tmp_path, name).close()
+    kept = Spool(tmp_path, "kept")
+    kept.append(b"x")
+    die(kept)
+    running = Spool(tmp_path, "of another configuration")
+    running.append(b"x")
+    (tmp_path / "not a spool").mkdir()
+    with capture_logs() as logs:
+        warn_of_orphans(tmp_path, ["kept"])
+    assert [line["event"] for line in logs] == ["spool_orphaned"]
+    assert logs[0]["folder"] == str(tmp_path / "gone%2Faway")
+    assert logs[0]["bytes"] == len(MAGIC) + 8 + len(b"waits")
+    assert "[gone/away] back into producer.conf" in logs[0]["what_to_do"]
+    # Looking at it took nothing away.
+    assert drain(Spool(tmp_path, "gone/away")) == [b"waits"]
+    running.close()
+    with capture_logs() as logs:
+        warn_of_orphans(tmp_path / "nowhere", [])
+    assert logs == []
+
+
 def test_an_unreadable_segment_is_left_for_a_person(tmp_path: Path) -> None:
     spool = Spool(tmp_path, "s")
     spool.append(b"a")
@@ -349,6 +564,6 @@ def test_whatever_the_order_of_events_nothing_is_lost_and_order_is_kept(events: 
         run.got += drain(run.spool)
         # A kill may deliver again what no cursor remembers; nothing else may.
         assert (list(dict.fromkeys(run.got)) if run.killed else run.got) == run.put
-        assert run.spool.bytes == 0
+        assert (run.spool.bytes, run.spool.records, run.spool.oldest_us) == (0, 0, 0)
         run.spool.close()
         assert files(run.root) == []
