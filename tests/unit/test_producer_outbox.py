@@ -152,6 +152,13 @@ def test_a_record_that_kafka_refuses_from_the_spool_is_lost_in_the_open_and_hold
     records = run.put(*range(6))
     run.backlog.refused = {records[2].value, records[5].value}
     run.live.ready = True
+    run.backlog.answers = 0
+    for _ in range(3):
+        run.pump()
+    # What stands before it in the spool is not forgotten with it.
+    assert run.lost == []
+    assert run.stats.spool_records == 6
+    run.backlog.answers = 1 << 30
     for _ in range(10):
         run.pump()
     assert run.kafka == [record for record in records if record.value not in run.backlog.refused]
