@@ -5,16 +5,24 @@ from __future__ import annotations
 import random
 import threading
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_services.producer.supervision import (
     AFTER_MINUTE_S,
+    FIRST_MESSAGE_S,
+    GOOD_AFTER_S,
     KEEPALIVE_S,
+    MUTE_S,
+    NEXT,
     STALL_S,
     Action,
     Backoff,
     ConnectionLimiter,
+    MessageLimiter,
+    State,
+    Supervision,
     Watch,
 )
 
@@ -23,16 +31,146 @@ IDLE_TIMEOUT_S = 60.0
 
 def test_a_socket_on_which_nothing_ever_came_is_given_up() -> None:
     watch = Watch(100.0, 0.0)
-    assert watch.due(100.0 + STALL_S - 0.01, 8.0) is not Action.GIVE_UP
-    assert watch.due(100.0 + STALL_S, 8.0) is Action.GIVE_UP
+    assert watch.due(100.0 + FIRST_MESSAGE_S - 0.01, 8.0) is not Action.GIVE_UP
+    assert watch.due(100.0 + FIRST_MESSAGE_S, 8.0) is Action.GIVE_UP
 
 
-def test_anything_heard_keeps_a_socket() -> None:
+def test_pongs_alone_are_no_life() -> None:
     watch = Watch(0.0, 0.0)
-    for second in range(1, 100):
+    watch.heard(FIRST_MESSAGE_S - 0.1)
+    assert watch.due(FIRST_MESSAGE_S, 0.0) is Action.GIVE_UP
+
+
+def test_a_socket_that_answers_no_ping_is_given_up_however_quiet_it_used_to_be() -> None:
+    watch = Watch(0.0, 0.0)
+    for second in range(0, 210, 10):
+        watch.message(float(second))
+    assert watch.mute_s == MUTE_S[1]
+    assert watch.due(200.0 + STALL_S - 0.1, 0.0) is not Action.GIVE_UP
+    assert watch.due(200.0 + STALL_S, 0.0) is Action.GIVE_UP
+
+
+def test_up_every_ten_seconds_keeps_a_quiet_connection_and_pongs_alone_do_not() -> None:
+    watch = Watch(0.0, 0.0)
+    for second in range(300):
         assert watch.due(float(second), float(second)) is not Action.GIVE_UP
         watch.heard(float(second))
-    assert watch.due(99.0 + STALL_S, 0.0) is Action.GIVE_UP
+        if second % 10 == 0:
+            watch.message(float(second))
+    actions = []
+    for second in range(300, 320):
+        watch.heard(float(second))
+        actions.append(watch.due(float(second), float(second)))
+    silent_s = actions.index(Action.GIVE_UP) + 300 - 290
+    assert silent_s == MUTE_S[1]
+    assert actions.count(Action.ASK_UP) == 1, "it is asked for `UP` once more before that"
+    assert actions.index(Action.ASK_UP) < actions.index(Action.GIVE_UP)
+
+
+def test_a_busy_connection_that_falls_mute_is_given_up_within_seconds() -> None:
+    watch = Watch(0.0, 0.0)
+    at = 0.0
+    while at < 90.0:
+        at += 0.1
+        watch.message(at)
+    assert watch.mute_s == MUTE_S[0]
+    watch.heard(at + MUTE_S[0])
+    assert watch.due(at + MUTE_S[0], 0.0) is Action.GIVE_UP
+
+
+def test_a_burst_of_snapshots_does_not_make_a_connection_busy() -> None:
+    watch = Watch(0.0, 0.0)
+    for number in range(855):
+        watch.message(0.2 + number / 1e4)
+    assert watch.mute_s == MUTE_S[1]
+
+
+@given(st.lists(st.floats(0.0, 40.0), min_size=1, max_size=200))
+def test_whatever_came_before_silence_is_bounded(gaps: list[float]) -> None:
+    watch = Watch(0.0, 0.0)
+    at = 0.0
+    for gap in gaps:
+        at += gap
+        watch.message(at)
+        assert MUTE_S[0] <= watch.mute_s <= MUTE_S[1]
+    watch.heard(at + MUTE_S[1] + 1e-6)
+    assert watch.due(at + MUTE_S[1] + 1e-6, 0.0) is Action.GIVE_UP
+
+
+# ---- states
+
+
+def test_the_states_of_a_connection_in_order() -> None:
+    seen: list[tuple[State, State, str]] = []
+    machine = Supervision(on_change=lambda was, now, cause: seen.append((was, now, cause)))
+    machine.enter(State.CONNECTING)
+    machine.subscribed(0.0)
+    machine.enter(State.LIVE)
+    machine.enter(State.STALLED)
+    machine.ended("stalled", 30.0)
+    machine.enter(State.CONNECTING)
+    machine.enter(State.STOPPED)
+    assert seen == [
+        (State.CONNECTING, State.SUBSCRIBED, ""),
+        (State.SUBSCRIBED, State.LIVE, ""),
+        (State.LIVE, State.STALLED, ""),
+        (State.STALLED, State.BACKING_OFF, "stalled"),
+        (State.BACKING_OFF, State.CONNECTING, ""),
+        (State.CONNECTING, State.STOPPED, ""),
+    ]
+
+
+@given(st.lists(st.sampled_from(State), max_size=20))
+def test_no_way_leads_where_no_connection_goes(states: list[State]) -> None:
+    machine = Supervision()
+    for state in states:
+        allowed = state is machine.state or state in NEXT[machine.state]
+        before = machine.state
+        if allowed:
+            machine.enter(state)
+            assert machine.state is state
+        else:
+            with pytest.raises(ValueError, match=f"from {before.value} to {state.value}"):
+                machine.enter(state)
+            assert machine.state is before
+
+
+@pytest.mark.parametrize("cause", ["closed_1000", "closed_1006", "stalled", "status_429", "feed_failed"])
+def test_every_end_is_a_failure_and_waits_a_little_longer(cause: str) -> None:
+    machine = Supervision(Backoff(base_s=1.0, cap_s=30.0, chance=random.Random(1)))
+    waits = []
+    for number in range(12):
+        machine.enter(State.CONNECTING)
+        machine.subscribed(float(number))
+        machine.enter(State.LIVE)
+        waits.append(machine.ended(cause, number + GOOD_AFTER_S / 2))
+    assert 0.5 <= waits[0] <= 1.0
+    assert 15.0 <= waits[-1] <= 30.0
+
+
+def test_a_connection_that_was_live_for_long_begins_again_at_the_base() -> None:
+    machine = Supervision(Backoff(base_s=1.0, cap_s=30.0))
+    for live in [False] * 10 + [True]:
+        machine.enter(State.CONNECTING)
+        if live:
+            machine.subscribed(0.0)
+            machine.enter(State.LIVE)
+        wait_s = machine.ended("closed_1000", GOOD_AFTER_S)
+    assert wait_s <= 1.0
+
+
+@given(st.lists(st.floats(0, 2.0), max_size=300))
+def test_messages_stay_inside_the_limits_whatever_is_sent(gaps: list[float]) -> None:
+    limiter = MessageLimiter()
+    at, sent = 0.0, []
+    for gap in gaps:
+        at += gap
+        if limiter.take(at):
+            sent.append(at)
+    for first, later in zip(sent, sent[5:], strict=False):
+        assert later - first >= 1.0 - 1e-9
+    for first, later in zip(sent, sent[100:], strict=False):
+        assert later - first >= 60.0 - 1e-9
 
 
 def test_a_ping_goes_out_just_after_each_minute() -> None:
