@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from ingest_services.producer import coverage, markets, supervision
 from ingest_services.producer import section as sections
 from ingest_services.producer.metrics import SectionStats
 from ingest_services.producer.service import ProducerService
+from ingest_services.producer.spool import Spool
 from ingest_services.record import BOOK, HEARTBEAT, Envelope, Heartbeat, read_headers
 from ingest_services.settings import IngestSettings
 from tests.broker import Broker, running_broker
@@ -375,7 +377,7 @@ def test_a_broker_that_hangs_delays_and_duplicates_nothing(
 def test_a_full_spool_loses_in_the_open(
     exchange: ScriptedExchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sections, "Spool", lambda root, name: service_spool(root, name, limit_bytes=20_000))
+    monkeypatch.setattr(sections, "Spool", partial(tiny_spool, 20_000))
     with running_broker() as broker:
         create_topics(broker.bootstrap, {"orderbook": 1})
         with producing(
@@ -413,10 +415,9 @@ def test_a_full_spool_loses_in_the_open(
     assert any(from_us == back_us for from_us, _ in spans)
 
 
-def service_spool(*args: object, **kwargs: object) -> object:
-    from ingest_services.producer.spool import Spool
-
-    return Spool(*args, **kwargs)
+def tiny_spool(tiny_bytes: int, root: Path, name: str, *, limit_bytes: int) -> Spool:
+    assert limit_bytes == 4096 * 2**20, "the setting's default"
+    return Spool(root, name, limit_bytes=tiny_bytes)
 
 
 def test_markets_follow_the_exchange_without_a_gap(
