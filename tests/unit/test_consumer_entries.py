@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from datetime import UTC, datetime
 
@@ -68,9 +69,41 @@ def test_a_frame_with_a_line_break_is_quarantined_because_a_line_could_not_hold_
     assert entry.line.count(b"\n") == 1
 
 
-@pytest.mark.parametrize("stamp", [1, 10**12 - 1, 10**17])
-def test_an_absurd_stamp_makes_no_absurd_path(stamp: int) -> None:
-    assert read(frame(stamp)).kind == "quarantine"
+@pytest.mark.parametrize(
+    ("stamp", "reason"),
+    [
+        *((s, "timestamp out of range") for s in (1, RECEIVED_MS // 1000, 10**12 - 1, 10**13, 10**14 - 1)),
+        *((s, "timestamp out of range") for s in (10**15 - 1, 10**16, 10**17, 2**63, 2**64 - 1)),
+        *((s, "timestamp after it was received") for s in (RECEIVED_MS + 5_001, 10**13 - 1)),
+        ((RECEIVED_MS + 5_001) * 1000, "timestamp after it was received"),
+        *((s, "no timestamp") for s in (0, -1, 1.738480560123e12, "1738480560123", True, None, [])),
+    ],
+)
+def test_an_absurd_stamp_is_quarantined_with_its_reason_and_makes_no_absurd_path(
+    stamp: object, reason: str
+) -> None:
+    value = orjson.dumps({"cd": "KRW-BTC", "tms": stamp, "obu": [], "st": "REALTIME"})
+    entry = read(value)
+    assert (entry.kind, entry.minute_ms, entry.tms) == ("quarantine", MINUTE, None)
+    line = json.loads(entry.line)
+    assert (line["reason"], base64.b64decode(line["value"])) == (reason, value)
+
+
+@pytest.mark.parametrize("stamp", [10**12, MINUTE - 10**9, (MINUTE - 10**9) * 1000 + 999])
+def test_old_stamps_are_data(stamp: int) -> None:
+    entry = read(frame(stamp))
+    ms = stamp // 1000 if stamp > 10**14 else stamp
+    assert (entry.kind, entry.tms, entry.minute_ms) == ("book", ms, ms - ms % MINUTE_MS)
+
+
+def test_a_frame_in_the_default_format_is_a_book_and_a_list_of_frames_is_named() -> None:
+    default = {"code": "KRW-BTC", "timestamp": MINUTE, "orderbook_units": [], "stream_type": "REALTIME"}
+    entry = read(orjson.dumps(default))
+    assert (entry.kind, entry.ticker, entry.tms) == ("book", "BTC", MINUTE)
+    for value in (b"[" + frame(MINUTE) + b"]", orjson.dumps([default])):
+        entry = read(value)
+        assert entry.kind == "quarantine"
+        assert "SIMPLE_LIST" in json.loads(entry.line)["reason"]
 
 
 def test_a_heartbeat_belongs_to_the_minute_that_it_covers() -> None:

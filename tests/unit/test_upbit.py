@@ -21,6 +21,9 @@ DEFAULT = {
 }
 
 
+LIST = Garbage("a list of frames, as in the formats JSON_LIST and SIMPLE_LIST")
+
+
 @pytest.mark.parametrize("message", [SIMPLE, DEFAULT])
 def test_both_formats_are_the_same_book(message: dict[str, object]) -> None:
     assert read_frame(orjson.dumps(message)) == Book("KRW-BTC", "BTC", 1738480560123, "REALTIME")
@@ -32,6 +35,43 @@ def test_microseconds_are_recognised_by_their_magnitude() -> None:
     assert frame.tms == 1738480560123
 
 
+@pytest.mark.parametrize(("simple", "message"), [("tms", SIMPLE), ("timestamp", DEFAULT)])
+@pytest.mark.parametrize(
+    ("stamp", "tms"),
+    [
+        ("1738480560123", 1738480560123),
+        ("1738480560123999", 1738480560123),
+        ("100000000000000", 100_000_000_000),
+        ("99999999999999", 99_999_999_999_999),
+        ("1", 1),
+        ("1738480560", 1_738_480_560),
+        ("9223372036854775807", 9_223_372_036_854_775),
+        ("18446744073709551615", 18_446_744_073_709_551),
+        *((absurd, None) for absurd in ("0", "-1", "-1738480560123", "18446744073709551616", "1e400", "NaN")),
+        *((absurd, None) for absurd in ("1738480560123.0", "1.738480560123E12", '"1738480560123"', "true")),
+        *((absurd, None) for absurd in ("null", "[1738480560123]", "{}", "01738480560123", "")),
+    ],
+)
+def test_every_stamp_has_a_stated_outcome(
+    simple: str, message: dict[str, object], stamp: str, tms: int | None
+) -> None:
+    value = orjson.dumps(message).replace(b'":1738480560123', b'":' + stamp.encode())
+    frame = read_frame(value)
+    if tms is None:
+        assert isinstance(frame, Garbage)
+    else:
+        assert frame == Book("KRW-BTC", "BTC", tms, "REALTIME", microseconds=len(stamp) > 14)
+    without = {key: field for key, field in message.items() if key != simple}
+    assert read_frame(orjson.dumps(without)) == Garbage("no timestamp")
+
+
+@pytest.mark.parametrize(
+    "more", [{"status": "UP"}, {"error": "x"}, {"error": {"name": "x"}}, {"method": "x"}]
+)
+def test_a_book_with_one_field_more_is_still_a_book(more: dict[str, object]) -> None:
+    assert isinstance(read_frame(orjson.dumps(SIMPLE | more)), Book)
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -40,7 +80,14 @@ def test_microseconds_are_recognised_by_their_magnitude() -> None:
         (b'{"error":"boom"}', ExchangeError("boom", "")),
         (b'{"error":{"name":404,"message":"x"}}', ExchangeError("404", "x")),
         (b"<html>", Garbage("not JSON")),
+        (b'{"error":[[]]}', ExchangeError("a list", "")),
+        (b'{"error":{"name":' + b"[" * 1000 + b"]" * 1000 + b"}}", ExchangeError("a list", "")),
+        (b'{"error":{"message":{}}}', ExchangeError("?", "a dict")),
         (b"[1]", Garbage("not a JSON object")),
+        (b"[]", Garbage("not a JSON object")),
+        (b"7", Garbage("not a JSON object")),
+        (b"[" + orjson.dumps(SIMPLE) + b"]", LIST),
+        (b"[" + orjson.dumps(DEFAULT) + b"," + orjson.dumps(DEFAULT) + b"]", LIST),
         (b"{}", Garbage("no market")),
         (orjson.dumps(SIMPLE | {"cd": "KRW"}), Garbage("not a market code")),
         (orjson.dumps(SIMPLE | {"tms": "now"}), Garbage("no timestamp")),
