@@ -151,7 +151,7 @@ class BookBuilder:
                 for number, batch in enumerate(_batches(objects, self._batch_rows)):
                     folder = Path(scratch) / f"raw-{number}"
                     folder.mkdir()
-                    written = self._build_batch(session, batch, folder)
+                    written = self._build_batch(session, window, batch, folder)
                     # One batch is written while the next is read; never more than that.
                     results += [future.result() for future in pending]
                     pending = [
@@ -163,12 +163,14 @@ class BookBuilder:
                 session.close()
         return sorted(results, key=lambda result: result.ticker)
 
-    def _build_batch(self, session: Any, batch: list[RawObject], folder: Path) -> list[tuple[_Counts, Any]]:
+    def _build_batch(
+        self, session: Any, window: Window, batch: list[RawObject], folder: Path
+    ) -> list[tuple[_Counts, Any]]:
         """Return for each ticker of a batch what its lines are, and its table."""
         self._check_sizes(batch)
         files = self._raw.fetch([item.path for item in batch], folder)
         self._check_contents(batch, files)
-        self._load(session, batch, [str(file) for file in files])
+        self._load(session, window, batch, [str(file) for file in files])
         names = ", ".join(column.name for column in level_columns(self._depth))
         session.execute(load_sql(_PACKAGE, "repeats").format(level_names=names))
         counts = [_Counts(*row) for row in session.execute(load_sql(_PACKAGE, "count_lines")).fetchall()]
@@ -176,7 +178,7 @@ class BookBuilder:
         session.execute("DROP TABLE line; DROP TABLE repeat")
         return [(count, _rows_of(books, count.ticker)) for count in counts]
 
-    def _load(self, session: Any, batch: list[RawObject], files: list[str]) -> None:
+    def _load(self, session: Any, window: Window, batch: list[RawObject], files: list[str]) -> None:
         import duckdb
         import pyarrow as pa
 
@@ -193,7 +195,7 @@ class BookBuilder:
         )
         query = load_sql(_PACKAGE, "lines").format(levels=",\n    ".join(_level_expressions(self._depth)))
         try:
-            session.execute(query, {"files": files})
+            session.execute(query, {"files": files, "start_ms": window.start_ms, "end_ms": window.end_ms})
         except duckdb.Error as error:
             if isinstance(error, duckdb.OutOfMemoryException):
                 raise

@@ -109,6 +109,46 @@ def test_microsecond_stamps_are_brought_to_milliseconds(room: Room) -> None:
     assert stamps == [T0 + 6, T0 + 7]
 
 
+def test_the_same_book_in_either_unit_and_either_format_is_one_row(room: Room) -> None:
+    rows = [
+        book(T0 * 1000 + 999, received_us=3_000),
+        book(T0, received_us=1_000),
+        book(T0 * 1000, received_us=2_000, default_format=True),
+        book(T0 * 1000 + 500, 103.0, received_us=500),  # another book of the same ms
+    ]
+    result = room.build(rows)["BTC"]
+    assert (result.sealed_rows, result.rows, result.duplicates, result.rejected) == (4, 2, 2, 0)
+    read = room.read(result).to_pylist()
+    assert {row["exchange_time"] for row in read} == {START}
+    assert [(row["received_time"].microsecond, row["ask_price1"]) for row in read] == [
+        (500, 103),
+        (1_000, 101),
+    ]
+
+
+def test_a_key_that_occurs_twice_puts_no_book_under_another_market_or_time(room: Room) -> None:
+    # The consumer takes the last of them, DuckDB the first.
+    good = book().frame
+    twice = [
+        good.replace(b'"cd"', b'"cd":"KRW-ETH","cd"'),
+        good.replace(b'"tms"', b'"tms":%d,"tms"' % (T0 - 1)),
+        good.replace(b'"tms"', b'"tms":%d,"tms"' % WINDOW.end_ms),
+        good.replace(b'"tms"', b'"tms":5,"tms"'),
+        good.replace(b'"st"', b'"st":"SNAPSHOT","st"').replace(b'"tms"', b'"tms":1,"tms"'),
+    ]
+    result = room.build([Row(value, (T0 + 9) * 1000, "BTC") for value in [good, *twice]])
+    assert set(result) == {"BTC"}
+    assert (result["BTC"].rows, result["BTC"].rejected) == (1, 5)
+
+
+def test_a_snapshot_may_be_of_long_ago_and_a_realtime_book_may_not(room: Room) -> None:
+    old = T0 - 86_400_000
+    files = room.lake.commit([book(old, stream_type="SNAPSHOT"), book(T0), book(T0 + 299_999, 104.0)]).files
+    assert room.build_files(files)["BTC"].rows == 3
+    files = room.lake.commit([book(old), book(T0 + 300_000)]).files
+    assert room.build_files(files)["BTC"].rejected == 2
+
+
 def test_the_same_book_twice_is_one_row_and_counted(room: Room) -> None:
     result = room.build(
         [

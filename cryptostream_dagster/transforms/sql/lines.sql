@@ -1,5 +1,8 @@
 -- Every line of some objects as one flat row. `fits` is false for a line that is no book by our schema: not
 -- JSON, a field of another type, a number beyond a double. Both of the exchange's formats are read.
+--
+-- A key that occurs twice is read as its first here, as its last by the consumer, which chose the object. So a row
+-- must be of its object's ticker, and a REALTIME one of the window; a snapshot may have any stamp that is one.
 CREATE OR REPLACE TEMP TABLE line AS
 WITH read AS (
     SELECT
@@ -54,7 +57,7 @@ SELECT
     received_us,
     connection,
     market,
-    -- Stamps came in microseconds for a while; ingest_services.upbit.frames.exchange_ms is the rule.
+    -- The rule for stamps is stated in ingest_services.upbit.frames.
     CASE WHEN stamp >= 100000000000000 THEN stamp // 1000 ELSE stamp END AS tms,
     stream_type,
     coalesce("level", 0) AS "level",
@@ -66,9 +69,11 @@ SELECT
         AND "offset" IS NOT NULL
         AND received_us IS NOT NULL
         AND connection IS NOT NULL
-        AND market IS NOT NULL
-        AND stamp > 0
-        AND stream_type IN ('SNAPSHOT', 'REALTIME')
+        AND market IN (ticker, 'KRW-' || ticker)
+        AND CASE stream_type
+            WHEN 'REALTIME' THEN tms >= $start_ms AND tms < $end_ms
+            WHEN 'SNAPSHOT' THEN tms BETWEEN 1000000000000 AND 9999999999999
+        END
         AND units IS NOT NULL
         AND isfinite(coalesce(total_ask_size, 0) + coalesce(total_bid_size, 0) + coalesce("level", 0))
         AND len(units) = list_count(sums)
