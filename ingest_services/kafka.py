@@ -30,6 +30,10 @@ class TopicMissing(UserError):  # noqa: N818 (named after what it says)
     """A topic that the broker does not have."""
 
 
+class Unreachable(UserError):  # noqa: N818 (named after what it says)
+    """No broker answers. That may pass; every other `UserError` here needs a person."""
+
+
 def client_config(bootstrap: str) -> dict[str, Any]:
     """Return the settings that every Kafka client of this project shares.
 
@@ -57,9 +61,9 @@ def _client_that_creates_no_topics(**config: Any) -> KafkaNetClient:
     return client
 
 
-def unreachable(bootstrap: str, error: object) -> UserError:
+def unreachable(bootstrap: str, error: object) -> Unreachable:
     """Return the one line that says that no broker answers."""
-    return UserError(
+    return Unreachable(
         f"KAFKA_BOOTSTRAP={bootstrap}: no broker answers ({error or 'no reason given'}); "
         "is it running, and is the address right?"
     )
@@ -69,11 +73,12 @@ def connect_admin(bootstrap: str) -> KafkaAdminClient:
     """Connect an admin client; the caller closes it.
 
     Raises:
-        UserError: If no broker answers within `CONNECT_TIMEOUT_S`.
+        Unreachable: If no broker answers within `CONNECT_TIMEOUT_S`.
+        UserError: If the address is empty.
     """
     config = client_config(bootstrap)
     if not config["bootstrap_servers"]:
-        raise unreachable(bootstrap, "the address is empty")
+        raise UserError(f"KAFKA_BOOTSTRAP={bootstrap}: is empty; it must be host:port, several with commas")
     try:
         return KafkaAdminClient(**config)
     except (KafkaError, OSError, ValueError) as error:
