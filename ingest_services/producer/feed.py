@@ -194,6 +194,7 @@ class Feed(threading.Thread):
         number = 0
         while not self._stopping.is_set():
             self._supervision.enter(State.CONNECTING)
+            self._stats.feed_turn_s = time.monotonic()
             self._stats.limiter_wait_s += self._limiter.wait(self._stopping)
             if self._stopping.is_set():
                 break
@@ -216,6 +217,7 @@ class Feed(threading.Thread):
                 cause=cause,
                 retry_in_s=round(delay_s, 2),
             )
+            self._stats.feed_turn_s = time.monotonic()
             self._stopping.wait(delay_s)
         self._supervision.enter(State.STOPPED)
 
@@ -257,6 +259,7 @@ class Feed(threading.Thread):
         socket.settimeout(POLL_S)
         while True:
             now_s = time.monotonic()
+            self._stats.feed_turn_s = now_s
             if close_s is not None:
                 if now_s >= close_s:
                     return "stopped"

@@ -87,7 +87,9 @@ class Publisher(threading.Thread):
                     if inbox.empty():
                         break
                     self._take(*inbox.get_nowait(), now_s)
-            outbox.pump(time.monotonic())
+            now_s = time.monotonic()
+            self._stats.publisher_turn_s = now_s
+            outbox.pump(now_s)
         for heartbeat in self._cut():
             outbox.put(heartbeat, time.monotonic())
         self.drained = outbox.finish(time.monotonic() + FLUSH_TIMEOUT_S)
