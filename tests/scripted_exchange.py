@@ -51,7 +51,10 @@ class ScriptedExchange:
         self.answers_pings = True
         self.says_up = True
         self.books: dict[str, bytes] = {}
-        self.asked_for: list[str] = []
+        self.silent_codes: set[str] = set()
+        self.deaf_from: int | None = None
+        self.rest_refuses_with: int | None = None
+        self.rest_asked_s: list[float] = []
         self.refuse_with: int | None = None
         self._clients: list[web.WebSocketResponse] = []
         self._loop = asyncio.new_event_loop()
@@ -91,7 +94,7 @@ class ScriptedExchange:
     async def _send(self, frames: tuple[bytes, ...]) -> None:
         for frame in frames:
             self._remember(frame)
-        for client in list(self._clients):
+        for client in self._clients[: None if self.deaf_from is None else self.deaf_from - 1]:
             for frame in frames:
                 await client.send_bytes(frame)
                 self.sent.append(frame)
@@ -130,6 +133,8 @@ class ScriptedExchange:
                     if self.snapshots:
                         for code in asked[1]["codes"]:
                             market = code.rsplit(".", 1)[0]
+                            if market in self.silent_codes:
+                                continue
                             frame = book(market, int(time.time() * 1000), len(self.sent), "SNAPSHOT")
                             self._remember(frame)
                             await socket.send_bytes(frame)
@@ -149,8 +154,10 @@ class ScriptedExchange:
                 await asyncio.sleep(10)
 
     async def _orderbook(self, request: web.Request) -> web.Response:
+        self.rest_asked_s.append(time.monotonic())
+        if self.rest_refuses_with is not None:
+            return web.json_response({"error": {"name": "no"}}, status=self.rest_refuses_with)
         codes = request.query["markets"].split(",")
-        self.asked_for += codes
         if not set(codes) <= set(self.markets):
             return web.json_response({"error": {"name": 404, "message": "Code not found"}}, status=404)
         return web.json_response([_rest(code, orjson.loads(self.books[code])) for code in codes])

@@ -154,6 +154,8 @@ class Keeper(threading.Thread):
                 new.stop()
             self._plan_renewal(time.monotonic())
             return
+        if old.connection is not None:
+            old.connection.silences.compare(connection.silences)
         with self._lock:
             self._feeds = [new]
             self._stats.markets = len(new.markets)

@@ -74,9 +74,12 @@ class _Heard:
         self.suspect_us = 0
 
     @property
+    def unusual_after_us(self) -> int:
+        return max(OVERDUE_US[0], OVERDUE_FACTOR * self.mean_us)
+
+    @property
     def overdue_after_us(self) -> int:
-        least_us, most_us = OVERDUE_US
-        return min(most_us, max(least_us, OVERDUE_FACTOR * self.mean_us))
+        return min(OVERDUE_US[1], self.unusual_after_us)
 
 
 class Silences:
@@ -196,11 +199,23 @@ class Silences:
                 found[ticker] = max(heard.last_us, heard.proven_us)
         return found
 
+    def compare(self, other: Silences) -> None:
+        """Take a newer connection's books for proof: where it has nothing newer, we have not missed anything.
+
+        Args:
+            other: How the tickers were heard on the newer connection.
+        """
+        for ticker, heard in self._heard.items():
+            theirs = other._heard.get(ticker)
+            if theirs is not None and theirs.last_us and heard.last_us and theirs.tms <= heard.tms:
+                heard.proven_us = max(heard.proven_us, theirs.last_us)
+
     def doubtful(self, by_us: bool) -> dict[str, int]:
         """Return what cannot be vouched for at the end of the connection.
 
         Silence before an end that we did not ask for may have been its beginning, so nothing is proven beyond
-        the last message. If we ended it, only the tickers that were overdue are in doubt.
+        the last message. If we ended it, only the tickers that were silent for longer than is usual with them
+        are in doubt.
 
         Args:
             by_us: Whether we ended the connection.
@@ -213,7 +228,7 @@ class Silences:
             proof_us = max(heard.last_us, heard.proven_us)
             if not heard.last_us:
                 continue
-            if self.looked_at_us - proof_us > heard.overdue_after_us:
+            if self.looked_at_us - proof_us > heard.unusual_after_us:
                 found[ticker] = proof_us
             elif not by_us:
                 found[ticker] = max(self.message_us, heard.proven_us)

@@ -197,6 +197,21 @@ def test_an_overdue_ticker_is_in_doubt_at_any_end() -> None:
     assert silences.doubtful(by_us=False) == {"BTC": last, "ETH": at}
 
 
+def test_a_newer_connection_that_has_nothing_newer_is_proof() -> None:
+    old, new = opened("BTC", "ETH"), opened("BTC", "ETH")
+    at = START
+    for _ in range(200):
+        at += SECOND // 10
+        heard(old, "BTC", at, 1000)
+        heard(old, "ETH", at, 1000)
+    later = at + 30 * SECOND
+    heard(new, "BTC", later, 1000)
+    heard(new, "ETH", later, 1001)
+    old.alive(later)
+    old.compare(new)
+    assert old.doubtful(by_us=True) == {"ETH": at}
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "same"),
     [
