@@ -420,10 +420,17 @@ class Session:
             raise ClientConnectionError
         data = message.data
         if self._slow is not None and asyncio.get_running_loop().time() < self._slow[1]:
-            if not await self._trickle(message):
-                self._withhold(message, "cut")
+            whole = False
+            try:
+                whole = await self._trickle(message)
+            finally:
+                # Cancelled, too: then the connection is over.
+                if whole:
+                    self._record(message)
+                else:
+                    self._withhold(message, "cut")
+            if not whole:
                 raise ClientConnectionError
-            self._record(message)
             return
         # Nothing comes between this and the write, which is the first thing that the call below does.
         self._record(message)

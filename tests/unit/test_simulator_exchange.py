@@ -195,3 +195,40 @@ def test_without_history_the_snapshot_is_no_event_of_any_window_to_come() -> Non
         assert min(listener.stamps("KRW-BTC")) >= asked
 
     with_exchange(test, replace(CONFIG, history_minutes=0))
+
+
+def test_a_market_that_is_listed_again_has_one_stream_of_books() -> None:
+    config = replace(CONFIG, history_minutes=0, rate=5)
+
+    async def test(exchange: Exchange) -> None:
+        listener = Listener()
+        exchange.subscribe(listener, {"KRW-BTC": Wish(5)})
+        await until(lambda: exchange.is_live("KRW-BTC"))
+        # The next book of its first life is on the agenda still.
+        exchange.delist_market("KRW-BTC")
+        exchange.list_market(Walk("KRW-BTC", config, now_ms()))
+        exchange.subscribe(listener, {"KRW-BTC": Wish(5)})
+        listener.frames.clear()
+        for count in range(2, 8):
+            await until(lambda count=count: len(listener.frames) >= count)
+            assert listener.frames[-1]["tms"] <= now_ms(), "no book comes before its time"
+
+    with_exchange(test, config)
+
+
+def test_a_market_that_is_delisted_while_it_catches_up_is_left_out() -> None:
+    async def test(exchange: Exchange) -> None:
+        listener = Listener(limit=0)
+        exchange.subscribe(listener, WISHES)
+        await asyncio.sleep(0.05)
+        assert not exchange.is_live("KRW-ETH")
+        exchange.delist_market("KRW-ETH")
+        came = len(listener.stamps("KRW-ETH"))
+        listener.may_read.set()
+        await until(lambda: exchange.history_done)
+        exchange.leave(listener)
+        assert len(listener.stamps("KRW-ETH")) == came
+        assert listener.stamps("KRW-ETH", "SNAPSHOT") == []
+        assert len(listener.stamps("KRW-BTC", "SNAPSHOT")) == 1
+
+    with_exchange(test)
