@@ -7,6 +7,7 @@ before anything starts.
 from __future__ import annotations
 
 import configparser
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from ingest_services.upbit.markets import QUOTES, market_of
 
 ALL_PREFIX = "ALL-"
 MAX_PARTITIONS = 1000
+# What Kafka takes; `.` and `..` would be folders.
+_TOPIC = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 
 _PRODUCER_KEYS = ("topic_name", "partition_number", "tickers")
 _CONSUMER_KEYS = ("topic_name", "partition_number", "group_name")
@@ -70,8 +73,9 @@ def read_producers(path: Path) -> list[ProducerSection]:
     """Read `producer.conf`.
 
     Raises:
-        UserError: If the file is missing or malformed, a key is missing or unknown, a partition is no number,
-            a ticker is none, or a market is named twice (in whatever spelling, in one section or in two).
+        UserError: If the file is missing or malformed, a key is missing or unknown, a topic's name is none, a
+            partition is no number, a ticker is none, or a market is named twice (in whatever spelling, in one
+            section or in two).
     """
     sections: list[ProducerSection] = []
     for name, values in _read_ini(path, _PRODUCER_KEYS):
@@ -80,7 +84,7 @@ def read_producers(path: Path) -> list[ProducerSection]:
         sections.append(
             ProducerSection(
                 name,
-                values["topic_name"],
+                _read_topic(where, values["topic_name"]),
                 _read_partition(where, values["partition_number"]),
                 markets,
                 all_of,
@@ -101,7 +105,8 @@ def read_consumers(path: Path) -> list[ConsumerSection]:
     for name, values in _read_ini(path, _CONSUMER_KEYS):
         where = f"{path} [{name}]"
         partition = _read_partition(where, values["partition_number"])
-        section = ConsumerSection(name, values["topic_name"], partition, values["group_name"])
+        topic = _read_topic(where, values["topic_name"])
+        section = ConsumerSection(name, topic, partition, values["group_name"])
         other = owner.setdefault((section.topic, partition), name)
         if other != name:
             raise UserError(
@@ -187,7 +192,8 @@ def require_consumers(
 def _read_ini(path: Path, keys: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
     parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
-        text = path.read_text(encoding="utf-8")
+        # Editors of Windows begin a file with a byte order mark.
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); set PRODUCER_CONF and CONSUMER_CONF") from error
     try:
@@ -209,22 +215,41 @@ def _read_ini(path: Path, keys: tuple[str, ...]) -> list[tuple[str, dict[str, st
     return sections
 
 
+def _read_topic(where: str, text: str) -> str:
+    if not _TOPIC.fullmatch(text):
+        raise UserError(
+            f"{where} topic_name={' '.join(text.split())}: is no name of a topic; "
+            "that is 1 to 249 of letters, digits, '.', '_' and '-'"
+        )
+    return text
+
+
 def _read_partition(where: str, text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) >= MAX_PARTITIONS:
-        raise UserError(f"{where} partition_number={text}: must be a number from 0 to {MAX_PARTITIONS - 1}")
+    # The length comes first: Python refuses to read numbers of thousands of digits.
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_PARTITIONS))) or (
+        int(text) >= MAX_PARTITIONS
+    ):
+        shown = " ".join(text.split())
+        raise UserError(f"{where} partition_number={shown}: must be a number from 0 to {MAX_PARTITIONS - 1}")
     return int(text)
 
 
 def _read_tickers(where: str, text: str) -> tuple[tuple[str, ...], str | None]:
-    if text.startswith(ALL_PREFIX):
-        quote = text.removeprefix(ALL_PREFIX)
+    tickers = [part.strip() for part in text.split(",")]
+    everything = next((ticker for ticker in tickers if ticker.upper().startswith(ALL_PREFIX)), None)
+    if everything is not None:
+        quote = everything.removeprefix(ALL_PREFIX)
         if quote not in QUOTES:
             raise UserError(
-                f"{where} tickers={text}: must be one of {', '.join(ALL_PREFIX + q for q in QUOTES)}"
+                f"{where} tickers={everything}: must be one of {', '.join(ALL_PREFIX + q for q in QUOTES)}"
             )
+        if len(tickers) > 1:
+            raise UserError(f"{where} tickers: {everything} stands alone; give the other names a section")
         return (), quote
     markets: dict[str, str] = {}
-    for ticker in (part.strip() for part in text.split(",")):
+    for number, ticker in enumerate(tickers, start=1):
+        if not ticker:
+            raise UserError(f"{where} tickers: number {number} is empty; there is a comma too many")
         try:
             market = market_of(ticker)
         except ValueError as error:

@@ -6,16 +6,21 @@ Does not belong here: who collects what (`config.py`).
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal, TypeVar
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ingest_services.errors import UserError
 
 PACKAGED_CONF = Path(__file__).parent / "conf"
+# host:port; an IPv6 address stands in brackets.
+_BROKER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):([0-9]{1,5})")
+_MAX_PORT = 65535
 
 
 class IngestSettings(BaseSettings):
@@ -63,6 +68,35 @@ class IngestSettings(BaseSettings):
         except (ZoneInfoNotFoundError, ValueError) as error:
             raise ValueError("is not a time zone; use a name like Asia/Seoul") from error
         return name
+
+    @field_validator("kafka_bootstrap")
+    @classmethod
+    def _known_brokers(cls, servers: str) -> str:
+        for server in servers.split(","):
+            found = _BROKER.fullmatch(server.strip())
+            if found is None or not 0 < int(found[2]) <= _MAX_PORT:
+                raise ValueError(
+                    f"{server.strip()!r} is not host:port; it must be like kafka1:9092, several with commas"
+                )
+        return servers
+
+    @field_validator("upbit_ws_url", "upbit_rest_url")
+    @classmethod
+    def _known_url(cls, url: str, info: ValidationInfo) -> str:
+        schemes = ("wss", "ws") if info.field_name == "upbit_ws_url" else ("https", "http")
+        parts = urlsplit(url)
+        if parts.scheme not in schemes or not parts.hostname or url != "".join(url.split()):
+            raise ValueError(f"must be a URL like {schemes[0]}://host or {schemes[1]}://host:port")
+        if parts.port == 0:
+            raise ValueError("has port 0")
+        return url
+
+    @field_validator("spool_dir", "producer_conf", "consumer_conf", mode="before")
+    @classmethod
+    def _named_path(cls, path: object) -> object:
+        if isinstance(path, str) and not path.strip():
+            raise ValueError("is empty; name a path, or leave the variable out")
+        return path
 
     @field_validator("depth", mode="before")
     @classmethod
