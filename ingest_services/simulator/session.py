@@ -86,9 +86,8 @@ class Session:
         self._distortion: Distortion | None = None
         self._garbage_sent = 0
         self._slow: tuple[int, float] | None = None
-        # Set unless a data frame is half written, when nothing else may be.
-        self._between_frames = asyncio.Event()
-        self._between_frames.set()
+        # Held while a frame is half written, when nothing else may be.
+        self._frame = asyncio.Lock()
         self._half_open = False
         self._how: str | None = None
         self._acknowledged: int | None = None
@@ -248,7 +247,8 @@ class Session:
         assert self._wire is not None
         with suppress(TimeoutError):
             async with asyncio.timeout(_FLUSH_S):
-                await self._between_frames.wait()
+                async with self._frame:
+                    pass
                 while self._wire.unacknowledged_bytes():
                     await asyncio.sleep(_FLUSH_POLL_S)
         self._measure()
@@ -272,9 +272,10 @@ class Session:
 
     async def _close_with_error(self, name: str, message: str) -> None:
         frame = orjson.dumps({"error": {"name": name, "message": message}})
-        await self._between_frames.wait()
         with suppress(ClientConnectionError):
-            await self._put(Message(frame, "error"))
+            async with self._frame:
+                self._slow = None
+                await self._put(Message(frame, "error"))
         await self._close(WSCloseCode.OK)
 
     async def _vanish(self) -> None:
@@ -282,8 +283,8 @@ class Session:
         assert self._wire is not None
         self._half_open = True
         self._wire.stop_reading()
-        await self._between_frames.wait()
-        self._measure()
+        async with self._frame:
+            self._measure()
         while not self._wire.peer_is_gone():
             await asyncio.sleep(_PEER_POLL_S)
         self._wire.cut()
@@ -381,12 +382,12 @@ class Session:
         return orjson.dumps([answer] if request.format.endswith("_LIST") else answer)
 
     async def _pong(self, payload: bytes) -> None:
-        await self._between_frames.wait()
-        if self.gone or self._wire is None:
-            return
-        with suppress(ClientConnectionError):
-            self._wire.wrote(len(binary_header(len(payload))) + len(payload))
-            await self._ws.pong(payload)
+        async with self._frame:
+            if self.gone or self._wire is None:
+                return
+            with suppress(ClientConnectionError):
+                self._wire.wrote(len(binary_header(len(payload))) + len(payload))
+                await self._ws.pong(payload)
 
     # ── what the client is told ────────────────────────────────────────
 
@@ -446,12 +447,10 @@ class Session:
     async def _trickle(self, message: Message) -> bool:
         """Write a message in pieces; return whether all of it was written."""
         assert self._wire is not None
-        assert self._slow is not None
         loop = asyncio.get_running_loop()
         rest = binary_header(len(message.data)) + message.data
-        self._between_frames.clear()
-        try:
-            while rest and not self._wire.closing:
+        async with self._frame:
+            while rest and self._slow is not None and not self._wire.closing:
                 bytes_per_s, until = self._slow
                 hurry = self.gone or loop.time() >= until
                 piece = rest if hurry else rest[: max(1, bytes_per_s // _PIECES_PER_S)]
@@ -459,8 +458,6 @@ class Session:
                 self._wire.write(piece)
                 if rest:
                     await asyncio.sleep(len(piece) / bytes_per_s)
-        finally:
-            self._between_frames.set()
         return not rest
 
     async def _say_up(self) -> None:
