@@ -9,7 +9,7 @@ import typer
 Sections = Annotated[list[str] | None, typer.Argument(help="Sections to run, as the .conf file names them.")]
 Everything = Annotated[bool, typer.Option("--all", help="Run every section of the file.")]
 MetricsPort = Annotated[
-    int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics on this loopback port.")
+    int | None, typer.Option(min=1, max=65535, help="Serve /metrics and /health on this loopback port.")
 ]
 
 
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     app.command()(topic)
     app.command()(produce)
     app.command()(consume)
+    app.command()(health)
     app.command()(simulate)
 
 
@@ -59,3 +60,14 @@ def consume(names: Sections = None, everything: Everything = False, metrics_port
     chosen = config.select(ours.consumer_conf, sections, names or [], everything=everything)
     logs.setup_logging()
     raise typer.Exit(service.run(chosen, ours, metrics_port))
+
+
+def health(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The --metrics-port of the process to ask.")],
+) -> None:
+    """Ask a producer or consumer on this machine how it is; exit status 1 if it has to be restarted."""
+    from ingest_services import monitor
+
+    alive, line = monitor.ask(port)
+    typer.echo(line)
+    raise typer.Exit(0 if alive else 1)

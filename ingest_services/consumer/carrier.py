@@ -93,6 +93,7 @@ class Carrier:
         sink: Where batches go.
         stopping: Ends the work: read to the end (bounded), commit everything, return.
         partition_budget: Bytes that one partition may hold in memory.
+        polled_s: When the broker was last asked for records, monotonic clock; 0 if never.
     """
 
     sections: Sequence[ConsumerSection]
@@ -100,9 +101,15 @@ class Carrier:
     sink: Sink
     stopping: threading.Event
     partition_budget: int
+    polled_s: float = field(default=0.0, init=False)
     _partitions: list[Partition] = field(default_factory=list)
     _admin_lock: threading.Lock = field(default_factory=threading.Lock)
     _began: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sections' names."""
+        return tuple(section.name for section in self.sections)
 
     def run(self) -> None:
         """Carry until told to stop; begin anew whenever a topic turns out to be another one.
@@ -253,6 +260,7 @@ class Carrier:
 
     def _read(self, consumer: KafkaConsumer) -> None:
         polled = consumer.poll(timeout_ms=POLL_MS)
+        self.polled_s = time.monotonic()
         for partition in self._partitions:
             tp = partition.tp
             for record in polled.get(tp, ()):

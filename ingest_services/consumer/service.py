@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
-from prometheus_client import start_http_server
 
 from ingest_services import config, kafka
 from ingest_services.config import ConsumerSection
 from ingest_services.consumer import metrics
 from ingest_services.consumer.carrier import Carrier
 from ingest_services.consumer.sink import Sink, Stopped
-from ingest_services.errors import UserError
 from ingest_services.lake import layout
 from ingest_services.lake.store import open_store
+from ingest_services.monitor import serve
 from ingest_services.settings import IngestSettings
 
 # What a store that fails may cost after a signal; together with draining it stays under ten seconds.
@@ -38,24 +38,20 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
     Args:
         sections: What to carry.
         settings: The process's settings.
-        metrics_port: Loopback port for Prometheus metrics, or None.
+        metrics_port: Loopback port for `/metrics` and `/health`, or None.
 
     Returns:
         The process's exit status: 0, or 1 if what was read could not be committed (it stays in Kafka).
 
     Raises:
-        UserError: Before anything is started: broker, topic, partition or lake are not as the settings say.
+        UserError: Before anything is started: broker, topic, partition or lake are not as the settings say,
+            or the metrics port is taken.
     """
     store = open_store(settings.raw_url)
     require_whole_topics(sections, settings)
     layout.claim_lake(store, settings.source, settings.market_time_zone)
-    if metrics_port is not None:
-        try:
-            start_http_server(metrics_port, addr="127.0.0.1")
-        except OSError as error:
-            raise UserError(
-                f"--metrics-port {metrics_port}: {error.strerror}; choose another port"
-            ) from error
+    health = metrics.ConsumerHealth(time.monotonic())
+    server = None if metrics_port is None else serve(metrics.REGISTRY, health, metrics_port)
 
     stopping, gave_up = threading.Event(), threading.Event()
 
@@ -74,6 +70,7 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
 
     def stop(signum: int, _frame: object) -> None:
         log.info("stopping", signal=signal.Signals(signum).name)
+        health.ending = True
         wind_up()
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -91,10 +88,11 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
     groups = {section.group: [s for s in sections if s.group == section.group] for section in sections}
     try:
         with ThreadPoolExecutor(len(groups), "carrier") as carriers:
-            runs = [
-                carriers.submit(Carrier(own, settings, sink, stopping, partition_budget).run)
-                for own in groups.values()
-            ]
+            runs = []
+            for own in groups.values():
+                carrier = Carrier(own, settings, sink, stopping, partition_budget)
+                runs.append(carriers.submit(carrier.run))
+                health.watch(carrier, runs[-1])
             for done in runs:
                 # One carrier's failure ends the process: a half-alive one looks healthy and is not.
                 done.add_done_callback(lambda _: wind_up())
@@ -106,6 +104,8 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
         return 1
     finally:
         uploads.shutdown(wait=True, cancel_futures=True)
+        if server is not None:
+            server.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
     log.info("stopped")
