@@ -1,6 +1,6 @@
 # Every target sets up what it needs: a virtual environment with exactly the locked dependencies.
 .DEFAULT_GOAL := help
-.PHONY: help install check test dev demo bench lock
+.PHONY: help install check test fuzz dev demo bench lock
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,6 +16,7 @@ help:
 	@echo "make demo    run it in a temporary folder and compare every candle with the truth"
 	@echo "             (LIVE_WINDOWS=1: and go on until a live window was built, at most five minutes more)"
 	@echo "make test    run every test (ARGS=... goes to pytest)"
+	@echo "make fuzz    read a million damaged frames (FUZZ_INPUTS=, FUZZ_SEED=: how many and which)"
 	@echo "make check   format, lint, types, import rules"
 	@echo "make bench   measure speed against named alternatives"
 	@echo "make lock    write requirements.lock from pyproject.toml (needs uv)"
@@ -28,6 +29,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: export FUZZ_INPUTS ?= 1000000
+fuzz: install
+	$(BIN)/python -m pytest tests/unit/test_fuzz.py
 
 check: install
 	$(BIN)/ruff format --check .
