@@ -283,8 +283,7 @@ class Session:
         assert self._wire is not None
         self._half_open = True
         self._wire.stop_reading()
-        async with self._frame:
-            self._measure()
+        await self._flush()
         while not self._wire.peer_is_gone():
             await asyncio.sleep(_PEER_POLL_S)
         self._wire.cut()

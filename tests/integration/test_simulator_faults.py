@@ -743,7 +743,7 @@ def struck(simulator: Simulator) -> int:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_through_a_chaos_each_connection_got_what_the_journal_says(seed: int) -> None:
-    faults, every_s = 60, 0.1
+    faults, every_s = 50, 0.08
     received: dict[str, list[bytes]] = {}
     with serving(journal_in_memory=True, chaos_seed=seed, chaos_every_s=every_s) as simulator:
         while struck(simulator) < faults:

@@ -139,6 +139,18 @@ def test_nonsense_on_the_command_line(text: str, complaint: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_the_docs_page_orders_every_fault_both_ways_and_has_the_right_parameters() -> None:
+    page = (Path(__file__).parents[2] / "docs/simulator.md").read_text()
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| `")]
+    told = {}
+    for row in (row for row in rows if row[0].strip(" `") in FAULTS):
+        name, parameters, _, scheduled, curl = (cell.strip().strip("`") for cell in row)
+        assert read_scheduled(scheduled).fault.name == name
+        assert read_fault(json.loads(curl)).name == name
+        told[name] = {p.name for p in FAULTS[name].parameters if f"`{p.name}`" in f"`{parameters}`"}
+    assert told == {name: {p.name for p in kind.parameters} for name, kind in FAULTS.items()}
+
+
 @given(st.integers(0, 1000))
 def test_chaos_is_the_same_for_the_same_seed_and_delists_only_what_it_listed(seed: int) -> None:
     def first() -> list[tuple[float, Fault]]:
