@@ -39,7 +39,7 @@ from crc32c import crc32c
 from ingest_services.errors import UserError
 
 MAGIC = b"cryptostream spool 1\n"
-SEGMENT_BYTES = 8 * 1024 * 1024
+SEGMENT_BYTES = 4 * 1024 * 1024
 SPOOL_BYTES = 4 * 1024**3
 SYNC_EVERY_S = 1.0
 _FRAME = struct.Struct("<II")
