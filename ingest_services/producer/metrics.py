@@ -102,7 +102,6 @@ class SectionStats:
         microsecond_stamps: Books whose stamp came in µs.
         future_stamps: Books stamped later than they were received, beyond the clocks' tolerance.
         delay_counts: Exchange stamp to receipt, REALTIME books, by bucket of `DELAY_BOUNDS_S`.
-        delay_sum_s: The sum of those.
         smallest_delay: The smallest of them lately.
         last_frame_us: By ticker, when its last book was received, µs since the epoch.
         silent: Tickers subscribed to that the live connection delivered nothing of within the bound.
@@ -144,7 +143,6 @@ class SectionStats:
     microsecond_stamps: int = 0
     future_stamps: int = 0
     delay_counts: list[int] = field(default_factory=lambda: [0] * (len(DELAY_BOUNDS_S) + 1))
-    delay_sum_s: float = 0.0
     smallest_delay: SmallestDelay = field(default_factory=SmallestDelay)
     last_frame_us: dict[str, int] = field(default_factory=dict)
     silent: tuple[str, ...] = ()
@@ -175,7 +173,6 @@ class SectionStats:
     def observe_delay(self, seconds: float) -> None:
         """Count one book's way from the exchange's stamp to its receipt; below zero if the clocks differ."""
         self.delay_counts[bisect_left(DELAY_BOUNDS_S, seconds)] += 1
-        self.delay_sum_s += seconds
         self.smallest_delay.observe(seconds, time.monotonic())
 
     def observe_latency(self, seconds: float) -> None:
@@ -216,11 +213,19 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """One histogram of a section; attributes as those of `Family`."""
+    """One histogram of a section.
+
+    Attributes:
+        name: Behind `PREFIX`.
+        text: What it is, for `/metrics`.
+        fields: The field with its counts, and the one with the sum. Prometheus' format has no sum where values
+            may lie below zero.
+        bounds: Upper bounds of the buckets but the last, seconds.
+    """
 
     name: str
     text: str
-    fields: tuple[str, str]
+    fields: tuple[str] | tuple[str, str]
     bounds: Sequence[float]
 
 
@@ -305,7 +310,7 @@ FAMILIES: tuple[Family | Distribution, ...] = (
     Distribution(
         "exchange_delay_seconds",
         "From the exchange's stamp to receipt, REALTIME books; below zero if this clock is behind.",
-        ("delay_counts", "delay_sum_s"),
+        ("delay_counts",),
         DELAY_BOUNDS_S,
     ),
     Family(
@@ -420,13 +425,13 @@ class StatsCollector(Collector):
 
     def _distribution(self, distribution: Distribution) -> Metric:
         histogram = HistogramMetricFamily(PREFIX + distribution.name, distribution.text, labels=["section"])
-        counts_field, sum_field = distribution.fields
         for stats in self._stats:
             total = 0
             buckets = []
             bounds = [*map(str, distribution.bounds), "+Inf"]
-            for bound, count in zip(bounds, list(getattr(stats, counts_field)), strict=True):
+            for bound, count in zip(bounds, list(getattr(stats, distribution.fields[0])), strict=True):
                 total += count
                 buckets.append((bound, float(total)))
-            histogram.add_metric([stats.section], buckets, getattr(stats, sum_field))
+            total_s = getattr(stats, distribution.fields[1]) if len(distribution.fields) > 1 else None
+            histogram.add_metric([stats.section], buckets, total_s)
         return histogram
