@@ -218,8 +218,8 @@ class Distribution:
     Attributes:
         name: Behind `PREFIX`.
         text: What it is, for `/metrics`.
-        fields: The field with its counts, and the one with the sum. Prometheus' format has no sum where values
-            may lie below zero.
+        fields: The field with its counts, and the one with the sum. Prometheus' format has no sum where
+            values may lie below zero.
         bounds: Upper bounds of the buckets but the last, seconds.
     """
 
