@@ -152,10 +152,12 @@ class Publisher(threading.Thread):
     def _note(self, at_us: int, connection: Connection, book: Book, frame: bytes) -> None:
         """Keep what the section tells about its books."""
         stats = self._stats
-        connection.silences.book(book.ticker, at_us, book.tms, frame)
         stats.last_frame_us[book.ticker] = at_us
         delay_s = at_us / 1e6 - book.tms / 1e3
-        if delay_s < -CLOCK_TOLERANCE_MS / 1e3:
+        in_future = delay_s < -CLOCK_TOLERANCE_MS / 1e3
+        # A stamp of tomorrow would make every book until then look old.
+        connection.silences.book(book.ticker, at_us, 0 if in_future else book.tms, frame)
+        if in_future:
             stats.future_stamps += 1
         if book.microseconds:
             stats.microsecond_stamps += 1

@@ -2,7 +2,7 @@
 
 A subscription may die alone, without a word, on a socket on which everything else goes on. The rules:
 
-* *Usual* is learned: a ticker is overdue after `OVERDUE_FACTOR` times its mean gap, at least 5 s, at most
+* *Usual* is learned: a ticker is overdue after `OVERDUE_FACTOR` times its mean gap, at least 2 s, at most
   60 s after its last book. One that has delivered nothing is overdue `SNAPSHOT_BOUND_US` after the
   subscription: the exchange begins with a snapshot of every code.
 * An overdue ticker is compared with the exchange's present book, asked for over a second path. The same book:
@@ -29,11 +29,11 @@ import orjson
 from ingest_services.producer.rest import RestBook
 
 OVERDUE_FACTOR = 10
-OVERDUE_US = (5_000_000, 60_000_000)
+OVERDUE_US = (2_000_000, 60_000_000)
 # Snapshots came 170 to 350 ms after the request.
 SNAPSHOT_BOUND_US = 5_000_000
 GRACE_US = 2_000_000
-# Weight of the newest gap in the mean, as a shift: an eighth.
+# The mean is that of the first eight gaps, and from then on each gap has the weight of an eighth.
 _MEAN_SHIFT = 3
 
 
@@ -53,7 +53,9 @@ class _Heard:
     __slots__ = (
         "asked_us",
         "doubted_us",
+        "first_us",
         "frame",
+        "gaps",
         "last_us",
         "mean_us",
         "proven_us",
@@ -63,7 +65,9 @@ class _Heard:
     )
 
     def __init__(self) -> None:
+        self.first_us = 0
         self.last_us = 0
+        self.gaps = 0
         self.mean_us = OVERDUE_US[1]
         self.tms = 0
         self.frame = b""
@@ -116,19 +120,24 @@ class Silences:
         Args:
             ticker: Whose book; one that was not subscribed to is passed over.
             at_us: When it was received, µs since the epoch.
-            tms: The exchange's stamp, ms.
+            tms: The exchange's stamp, ms; 0 if it is not to be believed.
             frame: Its bytes.
         """
         heard = self._heard.get(ticker)
         if heard is None:
             return
-        if heard.last_us:
+        if not heard.last_us:
+            heard.first_us = at_us
+        elif heard.gaps < 1 << _MEAN_SHIFT:
+            heard.gaps += 1
+            if heard.gaps == 1 << _MEAN_SHIFT:
+                heard.mean_us = (at_us - heard.first_us) >> _MEAN_SHIFT
+        else:
             heard.mean_us += (at_us - heard.last_us - heard.mean_us) >> _MEAN_SHIFT
         heard.last_us = at_us
         heard.doubted_us = 0
-        if tms >= heard.tms:
-            heard.tms = tms
-            heard.frame = frame
+        heard.tms = max(heard.tms, tms)
+        heard.frame = frame
 
     def doubt(self, at_us: int) -> None:
         """Take note of a frame that nobody could read, received at `at_us` (µs since the epoch)."""
@@ -200,22 +209,29 @@ class Silences:
         return found
 
     def compare(self, other: Silences) -> None:
-        """Take a newer connection's books for proof: where it has nothing newer, we have not missed anything.
+        """Take a newer connection's books for a second opinion before this one is closed.
+
+        Where it has nothing newer, this one has not missed anything; where it has, this one must deliver the
+        same before its end.
 
         Args:
             other: How the tickers were heard on the newer connection.
         """
         for ticker, heard in self._heard.items():
             theirs = other._heard.get(ticker)
-            if theirs is not None and theirs.last_us and heard.last_us and theirs.tms <= heard.tms:
+            if theirs is None or not theirs.last_us or not heard.last_us:
+                continue
+            if theirs.tms <= heard.tms:
                 heard.proven_us = max(heard.proven_us, theirs.last_us)
+            else:
+                heard.suspect_tms, heard.suspect_us = theirs.tms, theirs.last_us
 
     def doubtful(self, by_us: bool) -> dict[str, int]:
         """Return what cannot be vouched for at the end of the connection.
 
         Silence before an end that we did not ask for may have been its beginning, so nothing is proven beyond
         the last message. If we ended it, only the tickers that were silent for longer than is usual with them
-        are in doubt.
+        are in doubt, and those of which a newer book was seen elsewhere.
 
         Args:
             by_us: Whether we ended the connection.
@@ -228,7 +244,8 @@ class Silences:
             proof_us = max(heard.last_us, heard.proven_us)
             if not heard.last_us:
                 continue
-            if self.looked_at_us - proof_us > heard.unusual_after_us:
+            behind = heard.suspect_us > 0 and heard.tms < heard.suspect_tms
+            if behind or self.looked_at_us - proof_us > heard.unusual_after_us:
                 found[ticker] = proof_us
             elif not by_us:
                 found[ticker] = max(self.message_us, heard.proven_us)

@@ -62,7 +62,7 @@ def test_settled_when_all_have_delivered_or_the_bound_has_passed() -> None:
     assert quick.settled
 
 
-@given(st.integers(1, 120_000), st.integers(40, 200))
+@given(st.integers(1, 120_000), st.integers(80, 200))
 def test_usual_is_learned_from_the_ticker_s_own_pace(gap_ms: int, count: int) -> None:
     silences = opened("BTC")
     at = START
@@ -207,9 +207,20 @@ def test_a_newer_connection_that_has_nothing_newer_is_proof() -> None:
     later = at + 30 * SECOND
     heard(new, "BTC", later, 1000)
     heard(new, "ETH", later, 1001)
-    old.alive(later)
     old.compare(new)
+    heard(old, "BTC", later, 1000)
     assert old.doubtful(by_us=True) == {"ETH": at}
+
+
+def test_a_connection_that_is_behind_a_newer_one_when_we_close_it_has_missed_something() -> None:
+    old, new = opened("BTC", "ETH"), opened("BTC", "ETH")
+    for ticker in ("BTC", "ETH"):
+        heard(old, ticker, START + SECOND, 1000)
+        heard(new, ticker, START + 2 * SECOND, 1500)
+    old.compare(new)
+    # Ethereum's book was only on its way.
+    heard(old, "ETH", START + 2 * SECOND + 1000, 1500)
+    assert old.doubtful(by_us=True) == {"BTC": START + SECOND}
 
 
 @pytest.mark.parametrize(
