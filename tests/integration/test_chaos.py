@@ -28,7 +28,6 @@ from ingest_services.lake.coverage import Interval, covered_intervals
 from ingest_services.producer.silence import OVERDUE_FACTOR, OVERDUE_US
 from ingest_services.record import HEARTBEAT, Heartbeat
 from ingest_services.simulator.journal import frame_of, read_journal
-from ingest_services.upbit.markets import ticker_of
 from tests.broker import Broker, running_broker
 from tests.integration.test_producer_service import Record, read_all
 from tests.scripted_exchange import wait_until
@@ -320,7 +319,7 @@ def nothing_claimed_was_missed(
 
 
 def unnoticed(silenced: list[int], heard_us: int) -> int:
-    """Return from when on a code's silence was too short to be told from quiet when its connection fell silent.
+    """Return from when on a code's silence was too short to be told from quiet when all fell silent.
 
     That is the one thing that no client can know (see `silence.py`): a code alone fell silent, and something
     else ended the connection before that was unusual.
