@@ -47,10 +47,18 @@ class Journal:
         """A socket was accepted."""
         self._write(connection, "opened", {})
 
-    def subscribed(self, connection: int, ticket: str, codes: Sequence[str], stream_format: str) -> None:
-        """A request replaced what the connection was subscribed to."""
+    def requested(self, connection: int, ticket: str) -> None:
+        """A request for books came: those of the request before are told no more."""
         self._tickets[connection] = ticket
+        self._write(connection, "requested", {})
+
+    def subscribed(self, connection: int, codes: Sequence[str], stream_format: str) -> None:
+        """The request took effect: from here on every book of its codes is sent or withheld."""
         self._write(connection, "subscribed", {"codes": codes, "format": stream_format})
+
+    def left(self, connection: int) -> None:
+        """The end of a connection has begun: it is told of no book any more."""
+        self._write(connection, "left", {})
 
     def sent(self, connection: int, serial: int, what: str, market: str, tms: int, frame: bytes) -> None:
         """A data message was handed to the transport.

@@ -89,6 +89,7 @@ class Session:
         # Held while a frame is half written, when nothing else may be.
         self._frame = asyncio.Lock()
         self._half_open = False
+        self._left = False
         self._how: str | None = None
         self._acknowledged: int | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -108,12 +109,12 @@ class Session:
                 # The end that was ordered is still going on, and it is the one that closes the socket.
                 await self._ending
         finally:
-            self._leave()
+            self.gone = True
+            self._leave_for_good()
             if self._how is None:
                 code = self._ws.close_code
                 lost = code is None or code == WSCloseCode.ABNORMAL_CLOSURE
                 self._how = "client lost" if lost else f"client closed {code}"
-            self.gone = True
             self._withhold_queue("ended")
             for helper in helpers:
                 helper.cancel()
@@ -222,7 +223,7 @@ class Session:
 
     def _begin_to_end(self, how: str, end: Coroutine[None, None, None]) -> None:
         self._stop_telling(how)
-        self._leave()
+        self._leave_for_good()
         self._ending = asyncio.create_task(end)
 
     def _stop_telling(self, how: str | None) -> None:
@@ -237,6 +238,12 @@ class Session:
         if self._delay is not None:
             self._delay.cancel()
         self._exchange.leave(self)
+
+    def _leave_for_good(self) -> None:
+        self._leave()
+        if self._journal is not None and not self._left:
+            self._journal.left(self.number)
+        self._left = True
 
     def _measure(self) -> None:
         if self._acknowledged is None and self._wire is not None:
@@ -356,17 +363,20 @@ class Session:
             for waiting in self._distortion.overtaken():
                 self._withhold(waiting, "replaced")
         if self._journal is not None:
-            codes = [code for wanted in request.types for code in wanted.codes]
-            self._journal.subscribed(self.number, self.ticket, codes, request.format)
+            self._journal.requested(self.number, self.ticket)
         low, high = self._config.snapshot_delay_ms
         if not high:
-            self._exchange.subscribe(self, _wishes(request))
+            self._subscribe(request)
             return
         self._leave()
         delay_s = random.uniform(low, high) / 1000  # noqa: S311
-        self._delay = asyncio.get_running_loop().call_later(
-            delay_s, self._exchange.subscribe, self, _wishes(request)
-        )
+        self._delay = asyncio.get_running_loop().call_later(delay_s, self._subscribe, request)
+
+    def _subscribe(self, request: SubscriptionRequest) -> None:
+        if self._journal is not None:
+            codes = [code for wanted in request.types for code in wanted.codes]
+            self._journal.subscribed(self.number, codes, request.format)
+        self._exchange.subscribe(self, _wishes(request))
 
     def _list_subscriptions(self, request: ListRequest) -> bytes:
         short = request.format.startswith("SIMPLE")

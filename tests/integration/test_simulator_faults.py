@@ -624,10 +624,10 @@ def test_a_subscription_takes_its_time_and_ends_the_old_one_at_once() -> None:
         ask(ws, books_of("KRW-XRP"))
         eventually(lambda: any(f["cd"] == "KRW-XRP" for f in read(ws, 1)))
         lines = journal(simulator, ticket="test")
-    numbers = [n for n, line in enumerate(lines) if line["kind"] == "subscribed"]
-    for number in numbers:
+    numbers = [n for n, line in enumerate(lines) if line["kind"] == "requested"]
+    for number, market in zip(numbers, ("KRW-BTC", "KRW-XRP"), strict=True):
         later = [line for line in lines[number:] if line["kind"] == "sent"]
-        came = next(line for line in later if line["market"] == lines[number]["codes"][0])
+        came = next(line for line in later if line["market"] == market)
         assert came["at_us"] - lines[number]["at_us"] >= 400_000
     stale = [line for line in lines[numbers[1] :] if line["kind"] == "sent" and line["market"] == "KRW-BTC"]
     assert len(stale) <= 3
@@ -644,8 +644,9 @@ def test_the_journal_of_a_connection_that_its_client_closes(simulator: Simulator
     assert ended["how"] == "client closed 1000"
     assert sent(simulator)[:10] == frames
     kinds = [line["kind"] for line in simulator_lines(simulator, connection=1)]
-    assert kinds[:3] == ["opened", "subscribed", "sent"]
+    assert kinds[:4] == ["opened", "requested", "subscribed", "sent"]
     assert kinds[-1] == "ended"
+    assert kinds.count("left") == 1
     (subscription,) = journal(simulator, kind="subscribed")
     assert subscription["codes"] == ["KRW-BTC"]
 
@@ -771,29 +772,20 @@ def test_through_a_chaos_each_connection_got_what_the_journal_says(seed: int) ->
 
 
 def published_books_are_accounted_for(simulator: Simulator) -> int:
-    """Check that between subscription and end every book was sent or withheld; return how many there were."""
+    """Check that every book was sent or withheld between subscription and end; return how many there were."""
     lines = journal(simulator)
     count = 0
     for number in {line["connection"] for line in lines if line["kind"] == "subscribed"}:
-        own = [n for n, line in enumerate(lines) if line.get("connection") == number]
-        start = next(n for n in own if lines[n]["kind"] == "subscribed")
-        # What is published after a fault has begun to end the connection is nobody's.
-        end = next((n for n in range(start, own[-1]) if ends(lines[n], number)), own[-1])
-        told = {
-            (lines[n].get("market"), lines[n].get("tms"))
-            for n in own
-            if lines[n]["kind"] in ("sent", "withheld")
-        }
-        for line in lines[start:end]:
+        own = [line for line in lines if line.get("connection", number) == number]
+        kinds = [line["kind"] for line in own]
+        assert [kind for kind in kinds if kind in ("left", "ended")] == ["left", "ended"]
+        told = {(line["market"], line["tms"]) for line in own if is_told(line)}
+        for line in own[kinds.index("subscribed") : kinds.index("left")]:
             if line["kind"] == "published" and line["market"] in ("KRW-BTC", "KRW-XRP"):
                 assert (line["market"], line["tms"]) in told, f"connection {number}: {line}"
                 count += 1
     return count
 
 
-def ends(line: dict[str, Any], connection: int) -> bool:
-    return (
-        line["kind"] == "fault"
-        and connection in line["connections"]
-        and line["fault"]["fault"] in ("drop", "close", "error", "half-open")
-    )
+def is_told(line: dict[str, Any]) -> bool:
+    return line["kind"] in ("sent", "withheld") and "market" in line

@@ -381,15 +381,17 @@ def test_a_journal_file_can_be_read_while_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     journal = Journal(path)
     journal.opened(1)
-    journal.subscribed(1, "me", ["KRW-A"], "SIMPLE")
+    journal.requested(1, "me")
+    journal.subscribed(1, ["KRW-A"], "SIMPLE")
     journal.published("KRW-A", 5)
     journal.sent(1, 1, "book", "KRW-A", 5, b"{}")
     journal.ended(1, "reset", 1, 1)
     with path.open("ab") as file:
         file.write(b'{"half a li')
     lines = read_journal(path)
-    assert [line["kind"] for line in lines] == ["opened", "subscribed", "published", "sent", "ended"]
-    assert [line.get("ticket") for line in lines] == ["", "me", None, "me", "me"]
+    kinds = ["opened", "requested", "subscribed", "published", "sent", "ended"]
+    assert [line["kind"] for line in lines] == kinds
+    assert [line.get("ticket") for line in lines] == ["", "me", "me", None, "me", "me"]
     assert list(journal.lines()) == []
     journal.close()
 
