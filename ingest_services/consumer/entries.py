@@ -19,8 +19,9 @@ from ingest_services.upbit.frames import SNAPSHOT, Book, Frame, Garbage, read_fr
 
 # Year 2001 to 2286 in ms. Outside of it a stamp is damage, and would scatter objects over absurd paths.
 STAMPS_MS = range(10**12, 10**13)
-# orjson and DuckDB follow about a thousand levels. A book has some thirty brackets in all.
-SURELY_READABLE = 500
+# A book of 30 levels has 32. This bounds how deep a line can nest: parsers give up at a thousand levels or
+# sooner, and a line has one more than its frame.
+MOST_BRACKETS = 500
 
 
 class Entry(NamedTuple):
@@ -88,20 +89,22 @@ def _understand(partition: int, offset: int, value: bytes | None, envelope: Enve
         if minute_ms is None:
             return "not a heartbeat"
         line = lines.heartbeat_line(*head, value)
+        if not _is_json(line):
+            return "nested too deep"
         entry = Entry(offset, "heartbeat", "", minute_ms, None, envelope.received_us, line)
     else:
         frame = read_frame(value)
-        fault = _fault_of(frame, envelope.received_us // 1000)
+        fault = _fault_of(frame, value, envelope.received_us // 1000)
         if not isinstance(frame, Book) or fault:
             return fault
         # A snapshot is state, not an event: it may be minutes old and must not reopen an old window.
         moment_ms = envelope.received_us // 1000 if frame.stream_type == SNAPSHOT else frame.tms
         line = lines.book_line(*head, value)
         entry = Entry(offset, "book", frame.ticker, _minute(moment_ms), frame.tms, envelope.received_us, line)
-    return entry if _is_readable(entry.line) else "nested too deep"
+    return entry
 
 
-def _fault_of(frame: Frame, received_ms: int) -> str:
+def _fault_of(frame: Frame, value: bytes, received_ms: int) -> str:
     """Return why a frame cannot be kept as a book; empty if it can."""
     if not isinstance(frame, Book):
         return frame.reason if isinstance(frame, Garbage) else "not a book"
@@ -109,6 +112,8 @@ def _fault_of(frame: Frame, received_ms: int) -> str:
         return "timestamp out of range"
     if frame.tms > received_ms + CLOCK_TOLERANCE_MS:
         return "timestamp after it was received"
+    if value.count(b"[") + value.count(b"{") > MOST_BRACKETS:
+        return "more brackets than a book has"
     return ""
 
 
@@ -134,10 +139,7 @@ def _minute_of_heartbeat(value: bytes, received_us: int) -> int | None:
     return _minute(max(ends, default=received_us) // 1000)
 
 
-def _is_readable(line: bytes) -> bool:
-    """Whether a line can be parsed whose value can be: the line nests it one level deeper."""
-    if line.count(b"[") + line.count(b"{") <= SURELY_READABLE:
-        return True
+def _is_json(line: bytes) -> bool:
     try:
         orjson.loads(line)
     except orjson.JSONDecodeError:

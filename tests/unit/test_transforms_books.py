@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,13 @@ from cryptostream_dagster.transforms import books
 from cryptostream_dagster.transforms.schema import book_columns
 from cryptostream_dagster.transforms.storage import Storage, open_storage
 from cryptostream_dagster.window import Window
+from ingest_services.consumer.entries import read_record
 from ingest_services.errors import UserError
 from ingest_services.lake.chain import CommitFile
-from tests.lake_builder import SEOUL, LakeBuilder, Row, frame, instant, ms
+from ingest_services.record import BOOK, Envelope, headers_of
+from ingest_services.upbit.frames import Book, read_frame
+from tests.frame_mutations import BOOKS, NOW_MS, Mutator
+from tests.lake_builder import MINUTE_MS, SEOUL, LakeBuilder, Row, frame, instant, ms
 
 START = instant("2025-02-02 16:05:00")
 WINDOW = Window.at(START)
@@ -269,3 +275,42 @@ def test_metadata_tells_where_the_rows_came_from(room: Room) -> None:
     assert metadata[b"cryptostream.version"] == b"1"
     assert metadata[b"cryptostream.ticker"] == b"BTC"
     assert metadata[b"cryptostream.duplicates"] == b"1"
+
+
+def has_a_key_twice(value: bytes) -> bool:
+    """Whether parsers disagree about a frame: then all that is promised is its market and its window."""
+    sizes: list[bool] = []
+    json.loads(value, object_pairs_hook=lambda pairs: sizes.append(len(dict(pairs)) < len(pairs)))
+    return any(sizes)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_whatever_damage_the_consumer_lets_pass_is_a_row_of_that_instant_a_duplicate_or_counted_as_rejected(
+    room: Room, seed: int
+) -> None:
+    window = Window.at(datetime.fromtimestamp(NOW_MS / 1000, UTC))
+    headers = headers_of(Envelope(BOOK, NOW_MS * 1000, "c"))
+    given: list[Book | None] = []
+    rows: list[Row] = []
+    for value in Mutator(BOOKS, seed).inputs(8_000):
+        entry = read_record(0, 0, NOW_MS, None, value, headers)
+        if entry.kind == "book" and window.start_ms <= entry.minute_ms < window.end_ms:
+            read = read_frame(value)
+            assert isinstance(read, Book)
+            given.append(None if has_a_key_twice(value) else read)
+            rows.append(Row(value, NOW_MS * 1000))
+    # In the order in which the builder numbers them: by arrival.
+    files = room.lake.commit(rows).files
+    assert all(window.start_ms <= f.minute_ms <= window.end_ms - MINUTE_MS for f in files)
+    builder = books.BookBuilder(open_storage("RAW_URL", room.lake.url), room.parquet, 15, SEOUL)
+    objects = [books.RawObject(f.path, f.ticker, 1, f.rows, f.bytes, f.crc32c) for f in files]
+    results = builder.build(window, objects, {})
+    assert sum(r.sealed_rows for r in results) == len(rows) > 1_000
+    assert sum(r.rows + r.duplicates + r.rejected for r in results) == len(rows)
+    assert all(sum(getattr(r, what) for r in results) > 100 for what in ("rows", "duplicates", "rejected"))
+    for result in (r for r in results if r.rows):
+        for row in room.read(result).select(["market", "ticker", "offset", "exchange_time"]).to_pylist():
+            book = given[row["offset"]]
+            found = (row["market"], row["ticker"], ms(row["exchange_time"]))
+            if book is not None:
+                assert found == (book.market, book.ticker, book.tms), (seed, rows[row["offset"]].frame)

@@ -13,18 +13,20 @@ WITH read AS (
         raw."offset",
         raw.received_us,
         raw.connection,
-        coalesce(raw.book.cd, raw.book.code) AS market,
-        coalesce(raw.book.tms, raw.book."timestamp") AS stamp,
-        coalesce(raw.book.st, raw.book.stream_type) AS stream_type,
-        coalesce(raw.book.lv, raw.book."level") AS "level",
-        coalesce(raw.book.tas, raw.book.total_ask_size) AS total_ask_size,
-        coalesce(raw.book.tbs, raw.book.total_bid_size) AS total_bid_size,
+        -- As the frame reader does: with `cd` all of it is SIMPLE, without it DEFAULT.
+        raw.book.cd IS NOT NULL AS simple,
+        CASE WHEN simple THEN raw.book.cd ELSE raw.book.code END AS market,
+        CASE WHEN simple THEN raw.book.tms ELSE raw.book."timestamp" END AS stamp,
+        CASE WHEN simple THEN raw.book.st ELSE raw.book.stream_type END AS stream_type,
+        CASE WHEN simple THEN raw.book.lv ELSE raw.book."level" END AS "level",
+        CASE WHEN simple THEN raw.book.tas ELSE raw.book.total_ask_size END AS total_ask_size,
+        CASE WHEN simple THEN raw.book.tbs ELSE raw.book.total_bid_size END AS total_bid_size,
         CASE
-            WHEN raw.book.obu IS NULL THEN list_transform(
+            WHEN simple THEN raw.book.obu
+            ELSE list_transform(
                 raw.book.orderbook_units,
                 lambda u: {{'ap': u.ask_price, 'bp': u.bid_price, 'as': u.ask_size, 'bs': u.bid_size}}
             )
-            ELSE raw.book.obu
         END AS units
     FROM read_json(
         $files,
