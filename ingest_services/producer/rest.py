@@ -83,7 +83,7 @@ class Rest:
             codes = sorted({entry["market"] for entry in answer})
             for code in codes:
                 ticker_of(code)
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise RestError(f"{self.url}/v1/market/all: no list of markets ({error!r})") from error
         if not codes:
             raise RestError(f"{self.url}/v1/market/all: no market at all")
@@ -113,7 +113,7 @@ class Rest:
                 )
                 for book in answer
             }
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise RestError(f"{self.url}/v1/orderbook: no order books ({error!r})") from error
 
     def _get(self, path: str) -> Any:
