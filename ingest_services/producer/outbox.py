@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
+from ingest_services.producer.damage import DamageRecord
 from ingest_services.producer.lane import Lane, Outcome, Sent
 from ingest_services.producer.metrics import SectionStats
 from ingest_services.producer.outgoing import Outgoing
@@ -78,8 +79,9 @@ class Outbox:
         self._on_lost = on_lost
         self._copy: Segment | None = None
         self._copied = 0
-        self._unsent: Spooled | None = None
+        self._unsent: tuple[Spooled, Outgoing] | None = None
         self._losing = 0
+        self._damage = DamageRecord()
         self._adopted_s = self._cursor_s = time.monotonic()
 
     @property
@@ -252,11 +254,10 @@ class Outbox:
         for _ in range(BACKLOG_PER_PUMP):
             if lane.bytes >= BACKLOG_BYTES:
                 return
-            spooled = self._unsent or self._spool.read()
-            if spooled is None:
+            self._unsent = self._unsent or self._read_spool()
+            if self._unsent is None:
                 break
-            self._unsent = spooled
-            record = Outgoing.unpack(spooled.payload)
+            spooled, record = self._unsent
             outcome = lane.send(record, spooled, now_s)
             if outcome is Outcome.REFUSED and not lane.sent:
                 # The spool forgets records in order: this one's turn has come.
@@ -270,7 +271,16 @@ class Outbox:
         if not lane.sent and self._unsent is None and not self._spool.pending:
             lane.close()
             self._backlog = None
+            self._damage = DamageRecord()
             _log.info("spool_delivered", section=self._stats.section)
+
+    def _read_spool(self) -> tuple[Spooled, Outgoing] | None:
+        spooled = self._spool.read()
+        if spooled is None:
+            return None
+        if spooled.damaged_since_us is not None:
+            self._damage.lost_after(spooled.damaged_since_us)
+        return spooled, self._damage.correct(Outgoing.unpack(spooled.payload))
 
     def _delivered(self, sent: Sent[Spooled]) -> None:
         self._stats.acknowledged += 1

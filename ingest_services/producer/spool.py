@@ -8,7 +8,8 @@
 A segment is a magic line and then records: length, CRC-32C, bytes. A record whose end is missing (the process
 was killed, the power was cut) ends its segment; one whose checksum is wrong is skipped. Both are counted.
 Each record is handed to the kernel as it comes, so it survives the process; `sync` makes it survive the
-machine, and is called once a second and when a segment is closed: a power cut costs a second at most.
+machine, and is called once a second and when a segment is closed: a power cut costs a second at most, and
+that at the end, behind every heartbeat that is kept. Damage elsewhere is told with the next record.
 
 Two processes of one section never share a folder. A folder whose lock is free belonged to a process that is
 gone: the next one adopts and delivers it. After a SIGKILL the records between the last cursor and what Kafka
@@ -74,11 +75,20 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Spooled:
-    """A record that was read from the spool, and where it ended there."""
+    """A record that was read from the spool.
+
+    Attributes:
+        payload: The record.
+        segment: Where it was.
+        end: Where it ended there.
+        damaged_since_us: If records were lost in front of it, when the last whole one before those was
+            received, µs since the epoch, 0 if that is unknown; None if none were.
+    """
 
     payload: bytes
     segment: Segment
     end: int
+    damaged_since_us: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +102,7 @@ class _Loaded:
     segment: Segment
     records: deque[tuple[bytes, int]] = field(default_factory=deque)
     last_end: int = 0
+    damaged_since_us: dict[int, int] = field(default_factory=dict)
 
 
 def read_segment(data: bytes) -> tuple[list[tuple[bytes, int]], int]:
@@ -159,6 +170,8 @@ class Spool:
         self._synced_s = 0.0
         self._number = 0
         self._held: set[Segment] = set()
+        # By folder: when its newest record that was read was received, µs; and whether damage came behind it.
+        self._read_to: dict[Path, tuple[int, bool]] = {}
         self.bytes = 0
         self.records = 0
         self.damaged_bytes = 0
@@ -282,7 +295,7 @@ class Spool:
                     return None
                 continue
             payload, end = self._loaded.records.popleft()
-            return Spooled(payload, self._loaded.segment, end)
+            return Spooled(payload, self._loaded.segment, end, self._loaded.damaged_since_us.get(end))
 
     def acknowledge(self, spooled: Spooled) -> None:
         """Take note that Kafka has a record; records are acknowledged in the order they were read."""
@@ -440,6 +453,7 @@ class Spool:
             # The segment stays where it is, for the next process and for a person.
             _log.error("spool_unreadable", path=str(segment.path), error=str(error))
             self._forget(segment)
+            self._read_to[segment.path.parent] = self._read_to.get(segment.path.parent, (0, True))[0], True
             return True
         records, damaged = read_segment(data)
         if damaged and segment.cursor == 0:
@@ -448,14 +462,36 @@ class Spool:
         wanted = deque(record for record in records if record[1] > segment.cursor)
         self.records += len(wanted) - segment.records
         segment.records = len(wanted)
+        damaged_since_us = self._find_damage(segment, records)
         if not wanted:
             self.drop(segment)
             self._clear_adopted()
             return True
         segment.oldest_us = _stamp(wanted[0][0])
-        self._loaded = _Loaded(segment, wanted, wanted[-1][1])
+        self._loaded = _Loaded(segment, wanted, wanted[-1][1], damaged_since_us)
         self._unread.append(self._loaded)
         return True
+
+    def _find_damage(self, segment: Segment, records: list[tuple[bytes, int]]) -> dict[int, int]:
+        """Return, by the end of each wanted record behind damage, when the last whole one in front came.
+
+        What is damaged at a segment's end stands in front of the next segment of the same folder.
+        """
+        folder = segment.path.parent
+        last_us, damaged = self._read_to.get(folder, (0, False))
+        since_us = last_us
+        found: dict[int, int] = {}
+        at = len(MAGIC)
+        for payload, end in records:
+            if not damaged and end - _FRAME.size - len(payload) != at:
+                damaged, since_us = True, last_us
+            # Damage in front of the cursor is still in front of what is delivered from there on.
+            if damaged and end > segment.cursor:
+                found[end] = since_us
+                damaged = False
+            at, last_us = end, _stamp(payload)
+        self._read_to[folder] = (since_us, True) if damaged else (last_us, at != segment.size)
+        return found
 
 
 def warn_of_orphans(root: Path, sections: Iterable[str]) -> None:

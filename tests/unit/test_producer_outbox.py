@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from ingest_services.producer import outbox as outbox_module
+from ingest_services.producer.coverage import CoverageTracker
 from ingest_services.producer.lane import Outcome, Sent
 from ingest_services.producer.metrics import SectionStats
 from ingest_services.producer.outbox import Outbox
 from ingest_services.producer.outgoing import Outgoing
-from ingest_services.producer.spool import Spool
+from ingest_services.producer.spool import MAGIC, Spool, read_segment
+from ingest_services.record import BOOK, HEARTBEAT, Envelope, Heartbeat, headers_of
 
 START_US = 1_700_000_000_000_000
 
@@ -248,3 +254,118 @@ def test_a_record_too_large_for_kafka_is_refused_at_once(run: Run) -> None:
     run.outbox.put(record, run.now_s)
     assert run.lost == [record]
     assert (run.stats.lost, run.stats.published, run.kafka) == (1, 0, [])
+
+
+# ---- what the disk spoils
+
+
+def collect(connection: str, start_us: int) -> list[Outgoing]:
+    """What a publisher makes of 60 books of three tickers: the books, with their heartbeats behind them."""
+    records = []
+    tickers = ("BTC", "ETH", "XRP")
+    tracker = CoverageTracker("s", connection, tickers, start_us, every_us=10_000)
+
+    def tell(at_us: int, heartbeat: Heartbeat | None) -> None:
+        if heartbeat is not None:
+            headers = headers_of(Envelope(HEARTBEAT, at_us, connection))
+            records.append(Outgoing(at_us, b"s", headers, heartbeat.encode()))
+
+    for number in range(60):
+        at_us = start_us + number * 1000
+        # XRP is quiet: its next book is long in coming.
+        ticker = "XRP" if number in (2, 50) else tickers[number % 2]
+        tell(at_us, tracker.receive(at_us, ticker))
+        headers = headers_of(Envelope(BOOK, at_us, connection, 1, "REALTIME"))
+        records.append(Outgoing(at_us, ticker.encode(), headers, b"%d" % number * 10))
+    tell(start_us + 60_000, tracker.finish())
+    return records
+
+
+def claims(records: list[Outgoing]) -> list[tuple[str, int, int]]:
+    """Return ticker, from and to of each span that the heartbeats among the records claim."""
+    return [
+        (ticker, span.from_us, span.to_us)
+        for record in records
+        if dict(record.headers)["kind"] == HEARTBEAT.encode()
+        for span in Heartbeat.decode(record.value).covered
+        for ticker in span.tickers
+    ]
+
+
+def deliver(folder: Path) -> list[Outgoing]:
+    """Let another process deliver what a folder holds."""
+    run = Run(folder)
+    while run.spool.pending or run.backlog.sent:
+        run.pump()
+    assert run.outbox.finish(time.monotonic() + 5)
+    return run.kafka
+
+
+def spool(folder: Path, records: list[Outgoing]) -> list[Path]:
+    """Let a process spool records and end; return its segments."""
+    run = Run(folder)
+    run.live.ready = False
+    for record in records:
+        run.outbox.put(record, run.now_s)
+    run.outbox.finish(time.monotonic())
+    return sorted(folder.rglob("*.spool"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_nobody_claims_the_time_of_a_frame_that_the_disk_spoiled(data: st.DataObject) -> None:
+    records = collect("s-1", START_US)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        segments = spool(folder, records)
+        assert len(segments) > 10
+        # Not the last segment: a tail that is cut off takes the heartbeats that spoke of it along.
+        path = data.draw(st.sampled_from(segments[:-1]))
+        content = bytearray(path.read_bytes())
+        if data.draw(st.booleans()):
+            content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+        else:
+            at = data.draw(st.integers(0, len(content) - 1))
+            # A segment that ends where a record does looks whole. It is synced before the next one is begun.
+            assume(at not in {len(MAGIC), *(end for _, end in read_segment(bytes(content))[0])})
+            content[at:] = bytes(len(content) - at) if data.draw(st.booleans()) else b""
+        path.write_bytes(content)
+        delivered = deliver(folder)
+    kept = {record.received_us for record in delivered if record.key != b"s"}
+    lost = [record for record in records if record.key != b"s" and record.received_us not in kept]
+    told = claims(delivered)
+    for record in lost:
+        ticker = record.key.decode()
+        again_us = min(
+            (r.received_us for r in delivered if r.key == record.key and r.received_us > record.received_us),
+            default=1 << 63,
+        )
+        for _, from_us, to_us in (claim for claim in told if claim[0] == ticker):
+            assert to_us <= record.received_us or from_us >= again_us, (record.received_us - START_US, told)
+    # Nothing is claimed that was not claimed before, and what lies in front of the damage still is.
+    was = claims(records)
+    for ticker, from_us, to_us in told:
+        assert any(t == ticker and a <= from_us and to_us <= b for t, a, b in was)
+    if lost:
+        before = bisect_left([record.received_us for record in delivered], lost[0].received_us)
+        before_it = claims(delivered[:before])
+        assert before_it == was[: len(before_it)]
+
+
+def test_a_spool_that_is_whole_comes_out_to_the_byte(tmp_path: Path) -> None:
+    records = collect("s-1", START_US)
+    spool(tmp_path, records)
+    assert deliver(tmp_path) == records
+
+
+def test_damage_in_one_process_s_spool_takes_nothing_from_another_s(tmp_path: Path) -> None:
+    first, second = collect("s-1", START_US), collect("s-2", START_US + 10_000_000)
+    torn = spool(tmp_path / "a", first)[-1]
+    spool(tmp_path / "b", second)
+    torn.write_bytes(torn.read_bytes()[:-3])
+    for home in (tmp_path / "b" / "s").iterdir():
+        if home.is_dir():
+            home.rename(tmp_path / "a" / "s" / home.name)
+    delivered = deliver(tmp_path / "a")
+    assert delivered[-len(second) :] == second
+    assert first[: len(delivered) - len(second)] == delivered[: -len(second)]
