@@ -79,7 +79,8 @@ def test_a_malformed_env_value(tmp_path: Path) -> None:
     assert_one_line(stderr, "LATENESS_S", "'soon'", ".env")
 
 
-@pytest.mark.parametrize("command", [["topic"], ["produce", "--all"], ["consume", "--all"]])
+# A producer begins without one: see test_producer_start.py.
+@pytest.mark.parametrize("command", [["topic"], ["consume", "--all"]])
 def test_a_broker_that_does_not_answer(tmp_path: Path, command: list[str]) -> None:
     conf(tmp_path)
     with socket.socket() as taken:
@@ -97,6 +98,81 @@ def test_a_topic_that_does_not_exist(tmp_path: Path, broker: Broker, command: st
     status, stderr = run(tmp_path, command, "--all", KAFKA_BOOTSTRAP=broker.bootstrap)
     assert status == 2
     assert_one_line(stderr, "topic nowhere does not exist", "cryptostream topic")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("KAFKA_BOOTSTRAP", "no such host", "is not host:port"),
+        ("KAFKA_BOOTSTRAP", "", "is not host:port"),
+        ("UPBIT_WS_URL", "https://api.upbit.com/websocket/v1", "a URL like wss://host"),
+        ("UPBIT_WS_URL", "api.upbit.com", "a URL like wss://host"),
+        ("UPBIT_REST_URL", "ws://api.upbit.com", "a URL like https://host"),
+        ("DEPTH", "7", "1, 5, 15 or 30"),
+        ("SPOOL_DIR", "", "is empty"),
+        ("PRODUCER_CONF", "/nowhere/producer.conf", "cannot be read"),
+    ],
+)
+def test_a_producer_that_was_given_a_malformed_setting(
+    tmp_path: Path, name: str, value: str, says: str
+) -> None:
+    conf(tmp_path)
+    status, stderr = run(tmp_path, "produce", "--all", **{name: value})
+    assert status == 2
+    assert_one_line(stderr, value, says)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "name one or more sections"),
+        (("upbit_producer1", "--all"), "name one or more sections"),
+        (("--all", "upbit_producer9"), "name one or more sections"),
+    ],
+)
+def test_a_producer_that_was_not_told_what_to_run(
+    tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    conf(tmp_path)
+    status, stderr = run(tmp_path, "produce", *arguments)
+    assert status == 2
+    assert_one_line(stderr, says)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http"])
+@pytest.mark.parametrize("command", [("produce", "--all", "--metrics-port"), ("health", "--port")])
+def test_a_port_that_is_none(tmp_path: Path, command: tuple[str, ...], port: str) -> None:
+    conf(tmp_path)
+    status, stderr = run(tmp_path, *command, port)
+    assert status == 2
+    assert command[-1] in stderr
+    assert "Traceback" not in stderr
+
+
+def test_a_partition_that_the_topic_does_not_have(tmp_path: Path, broker: Broker) -> None:
+    topic = broker.topic(1)
+    (tmp_path / "producer.conf").write_text(
+        PRODUCER.format(topic=topic, partition=0, tickers="BTC")
+        + PRODUCER.replace("producer1", "producer2").format(topic=topic, partition=1, tickers="ETH")
+    )
+    status, stderr = run(tmp_path, "produce", "--all", KAFKA_BOOTSTRAP=broker.bootstrap)
+    assert status == 2
+    assert_one_line(
+        stderr,
+        "producer.conf",
+        "[upbit_producer2]",
+        "partition_number=1",
+        f"topic {topic} has partitions 0 to 0",
+    )
+    assert not (tmp_path / "spool").exists()
+
+
+def test_a_spool_folder_that_is_a_file(tmp_path: Path, broker: Broker) -> None:
+    conf(tmp_path, topic=broker.topic(1))
+    (tmp_path / "spool").write_text("")
+    status, stderr = run(tmp_path, "produce", "--all", KAFKA_BOOTSTRAP=broker.bootstrap)
+    assert status == 2
+    assert_one_line(stderr, f"SPOOL_DIR={tmp_path / 'spool'}", "cannot be written")
 
 
 def test_a_partition_out_of_range(tmp_path: Path, broker: Broker) -> None:

@@ -1,4 +1,4 @@
-"""`/health` of a producer at work: a stuck or ended thread is told; an exchange that is away is no failure."""
+"""`/health` of a producer at work: a thread that is stuck or ended is told; being alone is no failure."""
 
 from __future__ import annotations
 
