@@ -137,7 +137,8 @@ class Carrier:
     def _carry(self) -> None:
         group = self.sections[0].group
         config = kafka.client_config(self.settings.kafka_bootstrap)
-        consumer = KafkaConsumer(
+        consumer = kafka.connect(
+            KafkaConsumer,
             **config,
             group_id=group,
             enable_auto_commit=False,

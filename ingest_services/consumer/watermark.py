@@ -15,6 +15,8 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaTimeoutError
 
+from ingest_services.kafka import connect
+
 
 def log_ends(
     config: Mapping[str, Any], positions: Mapping[TopicPartition, int], timeout_s: float
@@ -31,7 +33,8 @@ def log_ends(
         OffsetOutOfRangeError: If the log does not hold a position: it was truncated or rolled back.
     """
     deadline = time.monotonic() + timeout_s
-    consumer = KafkaConsumer(
+    consumer = connect(
+        KafkaConsumer,
         **config,
         group_id=None,
         enable_auto_commit=False,

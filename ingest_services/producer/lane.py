@@ -20,7 +20,7 @@ import structlog
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
-from ingest_services.kafka import client_config
+from ingest_services.kafka import client_config, connect
 from ingest_services.producer.outgoing import Outgoing
 from ingest_services.producer.supervision import Backoff
 
@@ -62,7 +62,8 @@ def connect_producer(bootstrap: str) -> KafkaProducer:
     Raises:
         KafkaError: If none does within the bound of `client_config`.
     """
-    return KafkaProducer(
+    return connect(
+        KafkaProducer,
         **client_config(bootstrap),
         acks="all",
         enable_idempotence=True,

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import threading
 import time
 
 import pytest
+from kafka import KafkaConsumer, KafkaProducer
+from kafka.admin import KafkaAdminClient
+from kafka.errors import KafkaError
 
 from cryptostream_dagster.local.broker import start_broker
 from cryptostream_dagster.local.ports import free_port
@@ -41,6 +47,26 @@ def test_an_unreachable_broker_is_one_line_within_a_bound(monkeypatch: pytest.Mo
     with pytest.raises(UserError, match=r"KAFKA_BOOTSTRAP=127.0.0.1:1: no broker answers"):
         create_topics("127.0.0.1:1", {"orderbook": 1})
     assert time.monotonic() - began < 5
+
+
+def test_a_client_that_found_no_broker_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    # An outage of hours is thousands of attempts.
+    monkeypatch.setattr(kafka, "CONNECT_TIMEOUT_S", 0.1)
+
+    def attempt() -> None:
+        for kind in (KafkaAdminClient, KafkaProducer, KafkaConsumer):
+            with pytest.raises(KafkaError):
+                kafka.connect(kind, **kafka.client_config("127.0.0.1:1"))
+
+    def held() -> tuple[int, int]:
+        gc.collect()
+        return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+    attempt()
+    before = held()
+    for _ in range(5):
+        attempt()
+    assert held() <= before
 
 
 @pytest.mark.parametrize("address", ["no such host:port", "", "127.0.0.1:notaport"])
