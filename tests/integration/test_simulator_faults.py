@@ -97,6 +97,12 @@ def read_on(ws: websocket.WebSocket, frames: list[bytes]) -> None:
         frames.append(ws.recv_data()[1])
 
 
+def say_much(ws: websocket.WebSocket, message: bytes) -> None:
+    """Say the same 150 times."""
+    for _ in range(150):
+        ws.send(message)
+
+
 def all_frames(ws: websocket.WebSocket, frames: list[bytes]) -> tuple[list[bytes], int | None]:
     """Read to the end; return every message, and the code of the close frame or None."""
     try:
@@ -210,6 +216,15 @@ def test_half_open_says_nothing_and_reads_nothing_until_the_client_gives_up(simu
     ended = ending(simulator)
     assert ended["how"] == "half-open"
     eventually(lambda: get(simulator, "/simulator/health")[2]["clients"] == 0)
+
+
+def test_half_open_leaves_what_the_client_says_in_its_socket(simulator: Simulator) -> None:
+    with subscribed(simulator) as ws:
+        strike(simulator, "half-open")
+        ws.settimeout(0.3)
+        with pytest.raises((websocket.WebSocketTimeoutException, BlockingIOError, TimeoutError)):
+            say_much(ws, b" " * 500_000)
+        assert get(simulator, "/simulator/health")[2]["clients"] == 1
 
 
 # ── silence ────────────────────────────────────────
@@ -333,6 +348,25 @@ def test_reordered_frames_swap_places_within_their_market(simulator: Simulator) 
         ]
         assert sorted(stamps) == published[-len(stamps) :] or set(stamps) == set(published), "none is lost"
     assert backwards == 3
+
+
+def test_a_frame_that_nothing_overtook_before_the_end_was_withheld() -> None:
+    with (
+        serving(journal_in_memory=True, rate=0.5, tickers=("BTC",)) as simulator,
+        subscribed(simulator) as ws,
+    ):
+        strike(simulator, "reorder")
+
+        def published_since() -> list[int]:
+            lines = journal(simulator)
+            struck_at = [line["kind"] for line in lines].index("fault")
+            return [line["tms"] for line in lines[struck_at:] if line["kind"] == "published"]
+
+        eventually(lambda: bool(published_since()))
+        strike(simulator, "close")
+        assert all_frames(ws, [])[1] == 1000
+        ending(simulator)
+        assert published_since()[0] in [line["tms"] for line in journal(simulator, kind="withheld")]
 
 
 def test_microsecond_stamps(simulator: Simulator) -> None:
@@ -588,19 +622,14 @@ def test_more_than_five_connections_a_second_are_refused() -> None:
             ws.shutdown()
 
 
-def say_much(ws: websocket.WebSocket) -> None:
-    for _ in range(150):
-        ask(ws, books_of("KRW-BTC"))
-    read_on(ws, [])
-
-
 def test_a_connection_that_says_too_much_is_cut() -> None:
     with serving(limits=True, journal_in_memory=True, **RARE) as simulator:
         ws = websocket.create_connection(simulator.ws_url, timeout=5, suppress_origin=True)
-        with pytest.raises((websocket.WebSocketConnectionClosedException, OSError)):
-            say_much(ws)
-        ws.shutdown()
+        # It is cut while it speaks, or after that.
+        with suppress(websocket.WebSocketException, OSError):
+            say_much(ws, json.dumps([{"ticket": "test"}, books_of("KRW-BTC")]).encode())
         assert ending(simulator, "test")["how"] == "limit"
+        ws.shutdown()
 
 
 def test_an_origin_header_costs_ten_seconds() -> None:
