@@ -74,15 +74,15 @@ class Rest:
     def markets(self) -> tuple[str, ...]:
         """Return the codes of all markets, in order.
 
+        What is no market code is left out: one odd name must not keep the other markets from being followed.
+
         Raises:
             RestError: If they cannot be had. An empty answer is none: an exchange without markets is a fault,
                 and must not end every subscription.
         """
         answer = self._get("/v1/market/all")
         try:
-            codes = sorted({entry["market"] for entry in answer})
-            for code in codes:
-                ticker_of(code)
+            codes = sorted(code for code in {entry["market"] for entry in answer} if _is_market(code))
         except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise RestError(f"{self.url}/v1/market/all: no list of markets ({error!r})") from error
         if not codes:
@@ -150,3 +150,11 @@ class Rest:
         with self._lock:
             self.refused += 1
             self._free_s = self._clock() + self._blocks.next_s(at_least_s)
+
+
+def _is_market(code: str) -> bool:
+    try:
+        ticker_of(code)
+    except ValueError:
+        return False
+    return True

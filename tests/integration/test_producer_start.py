@@ -219,6 +219,18 @@ def test_a_hiccup_of_the_list_of_markets_ends_no_subscription(
         assert len(exchange.requests) == 1
 
 
+@pytest.mark.usefixtures("quick")
+def test_an_odd_name_in_the_list_of_markets_keeps_nobody_else_out(
+    broker: Broker, exchange: ScriptedExchange, rest: MarketServer, tmp_path: Path
+) -> None:
+    settings = settings_for(exchange, broker.bootstrap, tmp_path)
+    settings.upbit_rest_url = rest.url
+    rest.markets = ["KRW-BTC", "KRW-../x", "krw-eth", ""]
+    with producing([section(broker.topic(), all_of="KRW")], settings):
+        wait_until(lambda: exchange.clients == 1, "a subscription")
+    assert exchange.requests[0][1]["codes"] == ["KRW-BTC.15"]
+
+
 def test_an_exchange_without_such_markets_is_one_line(
     broker: Broker, exchange: ScriptedExchange, rest: MarketServer, tmp_path: Path
 ) -> None:
