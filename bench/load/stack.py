@@ -315,9 +315,11 @@ class Latency:
 
     def below(self, share: float) -> str:
         """Return the least bound of the histogram below which that share lies, as `< 50 ms`."""
-        whole = self._counts[float("inf")]
-        bound = next(bound for bound in sorted(self._counts) if self._counts[bound] >= share * whole)
-        return f"< {bound * 1000:g} ms"
+        *bounds, _ = sorted(self._counts)
+        for bound in bounds:
+            if self._counts[bound] >= share * self.count:
+                return f"< {bound * 1000:g} ms" if bound < 1 else f"< {bound:g} s"
+        return f"> {bounds[-1]:g} s"
 
     def share_within(self, seconds: float) -> float:
         """Return the share within one of the histogram's bounds."""
