@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
@@ -39,6 +40,17 @@ from tests.scripted_exchange import ScriptedExchange, book, scripted_exchange, w
 def exchange() -> Iterator[ScriptedExchange]:
     with scripted_exchange() as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """End what a failed test left."""
+    yield
+    for process in Process.started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    Process.started.clear()
 
 
 def settings_for(exchange: ScriptedExchange, bootstrap: str, folder: Path) -> IngestSettings:
@@ -482,6 +494,8 @@ PROGRAM = textwrap.dedent(
 
 
 class Process:
+    started: ClassVar[list[subprocess.Popen[bytes]]] = []
+
     def __init__(self, topic: str, exchange: ScriptedExchange, bootstrap: str, folder: Path) -> None:
         conf = folder / "producer.conf"
         conf.write_text(f"[upbit_producer1]\ntopic_name={topic}\npartition_number=0\ntickers=BTC\n")
@@ -500,6 +514,7 @@ class Process:
             stdout=self.log,
             stderr=self.log,
         )
+        self.started.append(self.process)
 
     def end(self, number: int) -> int:
         self.process.send_signal(number)
