@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
@@ -20,8 +23,8 @@ from hypothesis import strategies as st
 from ingest_services.producer import feed, rest
 from ingest_services.producer.rest import Rest, RestError
 from tests.broker import Broker
-from tests.integration.test_producer_service import producing, section, settings_for
-from tests.scripted_exchange import scripted_exchange, wait_until
+from tests.integration.test_producer_service import books, producing, read_all, section, settings_for
+from tests.scripted_exchange import book, scripted_exchange, wait_until
 
 Answer = tuple[int, bytes]
 
@@ -254,3 +257,79 @@ def test_a_refused_handshake_is_a_cause_with_its_status(
 
 def test_the_limits_of_the_exchange_are_never_asked_for_twice() -> None:
     assert feed.SLOW_DOWN_S[418] > feed.SLOW_DOWN_S[429] > 1.0
+
+
+@contextmanager
+def speaking(*streams: bytes) -> Iterator[tuple[int, list[int]]]:
+    """Accept WebSockets and send each connection its stream of raw bytes; the last one for ever."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    connections: list[int] = []
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                request = client.recv(65536).decode()
+                key = next(
+                    line for line in request.split("\r\n") if line.startswith("Sec-WebSocket-Key")
+                ).split()[1]
+                digest = hashlib.sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()
+                client.sendall(
+                    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                    b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n\r\n"
+                )
+                client.sendall(streams[min(len(connections), len(streams) - 1)])
+                connections.append(1)
+                client.settimeout(0.05)
+                with suppress(OSError):
+                    client.recv(65536)
+                client.close()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1], connections
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(10)
+
+
+GOOD = book("KRW-BTC", 1_700_000_000_000, 1, "SNAPSHOT")
+WHOLE = bytes([0x82, 126, *len(GOOD).to_bytes(2, "big")]) + GOOD
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        pytest.param(b"\x83\x01x", id="reserved opcode"),
+        pytest.param(b"\xc2\x01x", id="reserved bit"),
+        pytest.param(b"\x82\xff" + b"\xff" * 8 + b"x" * 1000, id="a length of 2^64 - 1"),
+        pytest.param(b"\x82\x7e\x10\x00" + b"x" * 100, id="cut off in a frame"),
+        pytest.param(b"\x82", id="cut off in a header"),
+        pytest.param(b"\x09\x01x", id="a fragmented ping"),
+        pytest.param(b"\x89\x7e\x00\x80" + b"x" * 128, id="a ping too long"),
+        pytest.param(b"\x80\x01x", id="a continuation of nothing"),
+        pytest.param(b"\x88\x01x", id="a close of one byte"),
+        pytest.param(b"\x88\x02\x00\x00", id="a close with code 0"),
+        pytest.param(b"\x88\x00", id="a close without a code"),
+        pytest.param(b"\x82\x81\x00\x00\x00\x00x", id="a masked frame"),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n" * 50, id="not a WebSocket"),
+        pytest.param(b"\x81\x04\xff\xfe\xfd\xfc", id="text that is no UTF-8"),
+        pytest.param(b"\x82\x00", id="an empty frame"),
+    ],
+)
+def test_whatever_comes_over_the_wire_the_next_connection_follows(
+    broker: Broker, tmp_path: Path, stream: bytes
+) -> None:
+    topic = broker.topic()
+    with speaking(WHOLE + stream, WHOLE) as (port, connections), scripted_exchange() as exchange:
+        settings = settings_for(exchange, broker.bootstrap, tmp_path).model_copy(
+            update={"upbit_ws_url": f"ws://127.0.0.1:{port}/websocket/v1"}
+        )
+        with producing([section(topic, "KRW-BTC")], settings) as running:
+            wait_until(lambda: len(connections) >= 3, "the next connections")
+            assert not running.failed
+        assert running.stats[0].reconnects["feed_failed"] == 0, "a cause has a name"
+    kept = [record for record in books(read_all(broker.bootstrap, topic)) if record.value == GOOD]
+    assert len(kept) >= 2, "what was whole is kept, before it and after"

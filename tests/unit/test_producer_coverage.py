@@ -156,8 +156,8 @@ def test_claims_are_disjoint_inside_minutes_and_end_at_receipts(
             assert from_us // MINUTE_US == (to_us - 1) // MINUTE_US
             assert to_us in ends
             assert to_us <= at
-            # Everything inside was kept, and a book of it came first. (Frames that were read together have one
-            # stamp; a whole book behind a lost one makes up for it.)
+            # Everything inside was kept, and a book of it came first. (Frames read together have one stamp; a
+            # whole book behind a lost one makes up for it.)
             assert not any(from_us < t < to_us for t in lost[ticker])
             assert any(t <= from_us for t in kept[ticker])
         assert all(a[1] <= b[0] for a, b in pairwise(claims)), claims
