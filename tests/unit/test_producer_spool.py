@@ -10,11 +10,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from ingest_services import commands, logs
 from ingest_services.errors import UserError
+from ingest_services.producer import service
 from ingest_services.producer import spool as spool_module
 from ingest_services.producer.outgoing import Outgoing
 from ingest_services.producer.spool import MAGIC, Spool, Spooled, SpoolFull, read_segment, warn_of_orphans
@@ -458,6 +461,31 @@ def test_a_section_that_nobody_runs_any_more_is_named(tmp_path: Path) -> None:
     with capture_logs() as logs:
         warn_of_orphans(tmp_path / "nowhere", [])
     assert logs == []
+
+
+def test_a_producer_that_starts_names_the_sections_that_producer_conf_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Those that another process runs are not among them.
+    for name in ("here", "elsewhere", "gone"):
+        spool = Spool(tmp_path / "spool", name)
+        spool.append(b"waits")
+        die(spool)
+    conf = tmp_path / "producer.conf"
+    conf.write_text(
+        "[here]\ntopic_name=t\npartition_number=0\ntickers=BTC\n"
+        "[elsewhere]\ntopic_name=t\npartition_number=1\ntickers=ETH\n"
+    )
+    monkeypatch.setenv("PRODUCER_CONF", str(conf))
+    monkeypatch.setenv("SPOOL_DIR", str(tmp_path / "spool"))
+    monkeypatch.setattr(logs, "setup_logging", lambda: None)
+    monkeypatch.setattr(service, "run", lambda sections, *_: len(sections))
+    with capture_logs() as lines, pytest.raises(typer.Exit) as ended:
+        commands.produce(["here"])
+    assert ended.value.exit_code == 1
+    assert [(line["event"], line["folder"]) for line in lines] == [
+        ("spool_orphaned", str(tmp_path / "spool" / "gone"))
+    ]
 
 
 def test_an_unreadable_segment_is_left_for_a_person(tmp_path: Path) -> None:
