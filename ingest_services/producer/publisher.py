@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from queue import Empty
 
 import structlog
@@ -19,7 +19,7 @@ from ingest_services.producer.metrics import SectionStats
 from ingest_services.producer.outbox import Outbox
 from ingest_services.producer.outgoing import Outgoing
 from ingest_services.record import BOOK, CLOCK_TOLERANCE_MS, HEARTBEAT, Envelope, Heartbeat, headers_of
-from ingest_services.upbit.frames import REALTIME, Book, ExchangeError, Garbage, read_frame
+from ingest_services.upbit.frames import REALTIME, Book, Garbage, Status, read_frame
 
 BATCH = 512
 # Acknowledgements are collected this often while some are awaited and nothing is received.
@@ -106,35 +106,41 @@ class Publisher(threading.Thread):
             tracker = self._trackers[connection.name] = CoverageTracker(
                 self._section, connection.name, connection.tickers, at_us
             )
-        silences = connection.silences
-        if not isinstance(data, bytes):
-            if isinstance(data, Proven):
-                tracker.prove(data.since_us)
-                return
-            silences.alive(at_us)
+        if isinstance(data, bytes):
+            self._take_frame(at_us, connection, tracker, data, now_s)
+        elif isinstance(data, Proven):
+            tracker.prove(data.since_us)
+        else:
+            connection.silences.alive(at_us)
             if data is Signal.ALIVE:
                 self._tell(tracker.receive(at_us), now_s)
-                return
-            since_us = data.since_us if isinstance(data, Dead) else silences.doubtful(data is Signal.STOPPED)
-            for heartbeat in tracker.retract(since_us):
-                self._stats.holes_s += sum(
-                    len(hole.tickers) * (hole.to_us - hole.from_us) / 1e6 for hole in heartbeat.holes
-                )
-                self._tell(heartbeat, now_s)
-            if not isinstance(data, Dead):
+            elif isinstance(data, Dead):
+                self._take_back(tracker, data.since_us, now_s)
+            else:
+                self._take_back(tracker, connection.silences.doubtful(data is Signal.STOPPED), now_s)
                 self._tell(tracker.finish(), now_s)
                 del self._trackers[connection.name]
-            return
+
+    def _take_frame(
+        self, at_us: int, connection: Connection, tracker: CoverageTracker, data: bytes, now_s: float
+    ) -> None:
         frame = read_frame(data)
-        silences.message(at_us)
         if isinstance(frame, Book):
             ticker = frame.ticker
+            connection.silences.message(at_us)
             self._tell(tracker.receive(at_us, ticker), now_s)
             self._note(at_us, connection, frame, data)
             headers = headers_of(Envelope(BOOK, at_us, connection.name, frame.tms, frame.stream_type))
             self.outbox.put(Outgoing(at_us, ticker.encode(), headers, data), now_s)
             return
         self._tell(tracker.receive(at_us), now_s)
+        if isinstance(frame, Status):
+            connection.silences.message(at_us)
+            self._stats.status_frames += 1
+            return
+        # An error, or garbage, may be the last word of a connection that had long fallen silent: it does not
+        # speak for the stream.
+        connection.silences.alive(at_us)
         if isinstance(frame, Garbage):
             # Published all the same: the consumer quarantines the bytes with the reason. It may have been
             # anyone's book, so nobody's is known any more until the next one.
@@ -142,12 +148,17 @@ class Publisher(threading.Thread):
             headers = headers_of(Envelope(BOOK, at_us, connection.name))
             self.outbox.put(Outgoing(at_us, b"", headers, data), now_s)
             tracker.doubt(at_us)
-            silences.doubt(at_us)
-        elif isinstance(frame, ExchangeError):
+            connection.silences.doubt(at_us)
+        else:
             self._stats.error_frames += 1
             _log.error("exchange_error", connection=connection.name, name=frame.name, message=frame.message)
-        else:
-            self._stats.status_frames += 1
+
+    def _take_back(self, tracker: CoverageTracker, since_us: Mapping[str, int], now_s: float) -> None:
+        for heartbeat in tracker.retract(since_us):
+            self._stats.holes_s += sum(
+                len(hole.tickers) * (hole.to_us - hole.from_us) / 1e6 for hole in heartbeat.holes
+            )
+            self._tell(heartbeat, now_s)
 
     def _note(self, at_us: int, connection: Connection, book: Book, frame: bytes) -> None:
         """Keep what the section tells about its books."""

@@ -111,7 +111,7 @@ class Silences:
         self.looked_at_us = at_us
 
     def message(self, at_us: int) -> None:
-        """Take note of a message (a frame or a status, not a mere pong)."""
+        """Take note of a message that speaks for the stream: a book or a status."""
         self.looked_at_us = self.message_us = at_us
 
     def book(self, ticker: str, at_us: int, tms: int, frame: bytes) -> None:
