@@ -31,6 +31,11 @@ PREFIX = "cryptostream_producer_"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
+def machine() -> str:
+    """Say how busy the machine was before the run: absolute figures hold for an idle one, ratios for any."""
+    return f"{os.cpu_count()} cores, load average before the run {os.getloadavg()[0]:.1f}"
+
+
 @contextmanager
 def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """End a process with the `with` block, in good order if it lets us."""
