@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 from zoneinfo import ZoneInfo
 
@@ -15,6 +14,7 @@ import structlog
 from crc32c import crc32c
 
 from ingest_services.consumer.buffer import Batch
+from ingest_services.consumer.clock import Clock
 from ingest_services.consumer.entries import Entry
 from ingest_services.lake import chain as chains
 from ingest_services.lake import layout, lines
@@ -41,6 +41,7 @@ class Sink:
         uploads: Runs uploads in parallel, so bounds their number.
         on_retry: Called with the cause whenever the store failed and is tried again.
         gave_up: Set when there is no more time to wait for the store.
+        clock: What time it is.
     """
 
     store: ObjectStore
@@ -49,6 +50,7 @@ class Sink:
     uploads: Executor
     on_retry: Callable[[str], None]
     gave_up: threading.Event
+    clock: Clock = field(default_factory=Clock)
 
     def commit(self, chain: int, partition: int, batch: Batch, still_ours: Callable[[], None]) -> Commit:
         """Write a batch's objects, then its commit.
@@ -86,7 +88,7 @@ class Sink:
             heartbeats=_rows(files, "heartbeat"),
             quarantined=_rows(files, "quarantine"),
             missing=batch.missing,
-            committed_ms=time.time_ns() // 1_000_000,
+            committed_ms=self.clock.now_ms(),
         )
         still_ours()
         self.persist("commit", lambda: chains.write_commit(self.store, commit))
