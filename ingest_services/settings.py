@@ -33,7 +33,7 @@ class IngestSettings(BaseSettings):
         upbit_ws_url: The exchange's WebSocket endpoint.
         upbit_rest_url: The exchange's REST endpoint.
         depth: Order-book levels per side to subscribe to.
-        raw_url: The raw lake: `file:///folder`.
+        raw_url: The raw lake: `file:///folder` or `gs://bucket/prefix`.
         compression: Of raw objects.
         lateness_s: Seconds after a minute's end at which the minute is cut.
         memory_budget_mb: Buffered records per consumer process, MiB.

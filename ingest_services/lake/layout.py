@@ -61,14 +61,22 @@ def claim_lake(store: ObjectStore, source: str, time_zone: str) -> None:
         UserError: If the lake holds another source's data, or paths in another time zone or format.
     """
     ours = LakeIdentity(LAKE_FORMAT, source, time_zone)
-    found = read_lake(store)
-    if found is None:
-        try:
+    found: LakeIdentity | None = None
+    try:
+        found = read_lake(store)
+        if found in (None, ours):
+            # Also where it is there: a writer that may not create learns it now, not when it has records.
             store.create(LAKE_FILE, orjson.dumps(asdict(ours)))
-        except ObjectExists:
-            found = read_lake(store)
-        else:
             return
+    except ObjectExists:
+        found = read_lake(store)
+    except OSError as error:
+        if found is None or isinstance(error, PermissionError):
+            raise UserError(
+                f"{store.url}/{LAKE_FILE} cannot be created or read ({error}); "
+                "docs/commit-chain.md says what a writer must be allowed to do"
+            ) from error
+        return  # The store fails now; the writer tries again whenever it does.
     if found != ours:
         raise UserError(
             f"{store.url}/{LAKE_FILE} says {found}, the settings say {ours}; "

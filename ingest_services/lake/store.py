@@ -5,6 +5,7 @@ Data, commits and chains are only ever created; `replace` exists for the progres
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import time
@@ -31,6 +32,10 @@ class ObjectMissing(Exception):  # noqa: N818
 
 class ObjectStore(Protocol):
     """What the lake needs of a store. Paths are relative to the store's root and use `/`.
+
+    Every method raises OSError if the store fails (PermissionError if it refuses), and may be repeated: a
+    write was then done whole or not at all, and nobody knows which. So a repeated `create` can meet its own
+    object: who gets `ObjectExists` reads it and compares.
 
     Attributes:
         url: The store's root, for messages.
@@ -82,9 +87,14 @@ class FolderStore:
         try:
             os.link(staged, target)
         except FileExistsError as error:
+            # What is said to exist must outlive a power cut; whoever made it may have failed before this.
+            _sync_folder(target.parent)
             raise ObjectExists(path) from error
+        except FileNotFoundError:
+            self._synced.clear()  # somebody removed the folder
+            raise
         finally:
-            staged.unlink()
+            staged.unlink(missing_ok=True)
         _sync_folder(target.parent)
 
     def get(self, path: str) -> bytes:
@@ -105,7 +115,13 @@ class FolderStore:
     def replace(self, path: str, data: bytes) -> None:
         """See `ObjectStore.replace`."""
         target, staged = self._stage(path, data)
-        staged.replace(target)
+        try:
+            staged.replace(target)
+        except BaseException as error:
+            staged.unlink(missing_ok=True)
+            if isinstance(error, FileNotFoundError):
+                self._synced.clear()
+            raise
         _sync_folder(target.parent)
 
     def _stage(self, path: str, data: bytes) -> tuple[Path, Path]:
@@ -113,7 +129,11 @@ class FolderStore:
         self._make_folder(target.parent)
         self._make_folder(self._staging)
         staged = self._staging / secrets.token_hex(8)
-        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileNotFoundError:
+            self._synced.clear()
+            raise
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -125,10 +145,8 @@ class FolderStore:
         return target, staged
 
     def _locate(self, path: str) -> Path:
-        parts = path.split("/")
-        if any(part in ("", ".", "..") for part in parts):
-            raise ValueError(f"{path!r} is not an object path")
-        return self.root.joinpath(*parts)
+        require_path(path)
+        return self.root.joinpath(*path.split("/"))
 
     def _make_folder(self, folder: Path) -> None:
         # A new folder is durable once its parent is synced; what this process made it need not look at again.
@@ -139,7 +157,7 @@ class FolderStore:
             folder.mkdir(exist_ok=True)
             _sync_folder(folder.parent)
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            _make_root(folder)
         if len(self._synced) >= MAX_SYNCED:
             self._synced.clear()
         self._synced.add(folder)
@@ -159,20 +177,35 @@ class FolderStore:
                 yield path
 
 
+def require_path(path: str) -> None:
+    """Check that a path is one in every store.
+
+    Raises:
+        ValueError: If a part of it is empty, or begins with a dot: a folder has files of its own there.
+    """
+    if any(part.startswith(".") or not part for part in path.split("/")):
+        raise ValueError(f"{path!r} is not an object path")
+
+
 def open_store(url: str) -> ObjectStore:
     """Open the store at a URL (`RAW_URL`).
 
     Args:
-        url: `file:///folder`. `gs://` stores come with the sink's own issue, behind this interface.
+        url: `file:///folder` or `gs://bucket/prefix`.
 
     Raises:
-        UserError: If the URL is of no kind that is known, or the folder cannot be written.
+        UserError: If the URL is of no kind that is known, or the store there cannot be used.
     """
     parts = urlsplit(url)
+    if parts.scheme == "gs":
+        # Google's library takes a second to load; who has a folder need not wait for it.
+        from ingest_services.lake.gcs import open_gcs
+
+        return open_gcs(url)
     if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
         root = Path(unquote(parts.path))
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            _make_root(root)
         except OSError as error:
             raise UserError(
                 f"RAW_URL={url}: the folder cannot be made ({error.strerror}: {error.filename})"
@@ -182,7 +215,16 @@ def open_store(url: str) -> ObjectStore:
                 f"RAW_URL={url}: the folder cannot be written; change its owner or choose another"
             )
         return FolderStore(root)
-    raise UserError(f"RAW_URL={url}: must be file:///folder with an absolute path")
+    raise UserError(f"RAW_URL={url}: must be file:///folder with an absolute path, or gs://bucket/prefix")
+
+
+def _make_root(root: Path) -> None:
+    missing = [folder for folder in (root, *root.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+    if not root.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(root))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -94,13 +94,13 @@ def test_list_is_in_the_order_of_paths(
     assert list(store.list(prefix, after)) == sorted(p for p in files if p.startswith(prefix) and p > after)
 
 
-@pytest.mark.parametrize("path", ["../x", "a//b", "/etc/x", "a/./b", ""])
+@pytest.mark.parametrize("path", ["../x", "a//b", "/etc/x", "a/./b", "", ".staging/x"])
 def test_a_path_never_leaves_the_lake(store: FolderStore, path: str) -> None:
     with pytest.raises(ValueError, match="not an object path"):
         store.create(path, b"")
 
 
-@pytest.mark.parametrize("url", ["gs://bucket", "/folder", "file://host/x", "file:relative", "s3://x"])
+@pytest.mark.parametrize("url", ["/folder", "file://host/x", "file:relative", "s3://x"])
 def test_a_lake_url_of_an_unknown_kind_is_one_clear_line(url: str) -> None:
     with pytest.raises(UserError, match=r"RAW_URL=.*must be file:///folder"):
         open_store(url)
