@@ -16,12 +16,15 @@ MetricsPort = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the ingest half's commands to the command line."""
     from ingest_services.simulator.commands import simulate
+    from ingest_services.tools import commands as tools
 
     app.command()(topic)
     app.command()(produce)
     app.command()(consume)
     app.command()(health)
     app.command()(simulate)
+    for tool in (tools.audit, tools.gc, tools.replay, tools.retire):
+        app.command()(tool)
 
 
 def topic() -> None:

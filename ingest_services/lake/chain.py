@@ -6,7 +6,7 @@ believes nothing but what a commit names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -33,6 +33,9 @@ class Chain:
         predecessor: The chain of the same topic that this one closes.
         predecessor_end: Where the predecessor ends, by partition; nothing more comes on it.
         reason: Why it was opened, for people.
+
+    A chain without partitions is a **retirement**: the topic was given up. It closes its predecessor, and
+    nothing is ever committed to it.
     """
 
     number: int
@@ -44,6 +47,11 @@ class Chain:
     predecessor: int | None
     predecessor_end: dict[int, int]
     reason: str
+
+    @property
+    def retires(self) -> bool:
+        """Whether it is a retirement."""
+        return not self.partitions
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +146,17 @@ class Fenced(Exception):  # noqa: N818 - an answer, not a failure
     """Another writer owns the slot: forget what is buffered and go on at the tail."""
 
 
+class Retired(UserError):  # noqa: N818 (named after what it says)
+    """The topic was given up: nobody writes to the lake from it until it is taken up again."""
+
+
 def read_chains(store: ObjectStore) -> list[Chain]:
     """Return all chains of the lake, by number."""
-    return [_read_chain(store, path) for path in store.list(layout.CHAINS)]
+    return [read_chain(store, path) for path in store.list(layout.CHAINS)]
 
 
 def current_chain(chains: list[Chain], topic: str) -> Chain | None:
-    """Return the open chain of a topic: the one that no other closes."""
+    """Return the newest chain of a topic: the one that no other closes. It may be a retirement."""
     return max((c for c in chains if c.topic == topic), key=lambda c: c.number, default=None)
 
 
@@ -153,7 +165,7 @@ def is_closed(store: ObjectStore, chain: int) -> bool:
     number = chain + 1
     while True:
         try:
-            later = _read_chain(store, layout.chain_path(number))
+            later = read_chain(store, layout.chain_path(number))
         except ObjectMissing:
             return False
         if later.predecessor == chain:
@@ -168,11 +180,15 @@ def open_chain(
     log_start: Mapping[int, int],
     log_end: Callable[[], Mapping[int, int]],
     now_ms: int,
+    *,
+    unretire: bool = False,
 ) -> Chain:
     """Return the chain that a topic's log, as the broker shows it now, belongs to, or open it.
 
     A new chain begins when there is none, when the topic was re-created, when its partitions changed, or when
-    the log was rolled back: its end is below our tail, so the same offsets would mean other records.
+    the log was rolled back: its end is below our tail, so the same offsets would mean other records. A topic
+    that was retired is taken up again where it ended, but only by one who says so; a re-created topic of its
+    name is another topic.
 
     Args:
         store: The lake.
@@ -183,6 +199,10 @@ def open_chain(
             were read: an end that is older than a tail proves nothing, for another writer may have committed
             in between.
         now_ms: ms since the epoch.
+        unretire: Whether to take up a topic that was retired.
+
+    Raises:
+        Retired: If the topic was given up, and `unretire` is not set.
     """
     while True:
         chains = read_chains(store)
@@ -193,11 +213,22 @@ def open_chain(
         if current is None:
             reason = "first chain of the topic"
         else:
-            tails = {p: find_tail(store, current, p) for p in current.partitions}
+            tails = (
+                current.predecessor_end
+                if current.retires
+                else {p: find_tail(store, current, p) for p in current.partitions}
+            )
             ends = log_end()
             behind = [p for p in partitions if ends[p] < tails.get(p, 0)]
             if current.topic_id != topic_id:
                 reason = f"topic re-created: id was {current.topic_id}"
+            elif current.retires and not unretire:
+                raise Retired(
+                    f"topic {topic} was retired from {store.url} ({current.reason}); take its sections out "
+                    f"of consumer.conf, or take it up again: cryptostream retire {topic} --undo"
+                )
+            elif current.retires:
+                reason = "taken up again"
             elif current.partitions != partitions:
                 reason = f"partitions changed from {list(current.partitions)}"
             elif behind:
@@ -218,7 +249,7 @@ def open_chain(
             },
             since_ms=now_ms,
             predecessor=current.number if current else None,
-            predecessor_end=tails,
+            predecessor_end={} if current and current.retires else tails,
             reason=reason,
         )
         try:
@@ -226,6 +257,50 @@ def open_chain(
         except ObjectExists:
             continue  # Another writer saw the same change: look again.
         return chain
+
+
+def retire(store: ObjectStore, chain: Chain, ends: Mapping[int, int], now_ms: int, reason: str) -> Chain:
+    """Close a topic's open chain for good: create a chain that closes it and has no partitions.
+
+    Args:
+        store: The lake.
+        chain: The topic's newest chain.
+        ends: Where it ends by partition, as `find_tail` said before the broker was compared with it.
+        now_ms: ms since the epoch.
+        reason: Why, for people.
+
+    Returns:
+        The retirement.
+
+    Raises:
+        UserError: If a partition's tail has moved or the chain was closed since: somebody still writes.
+    """
+    while True:
+        chains = read_chains(store)
+        newest = current_chain(chains, chain.topic)
+        moved = [p for p in chain.partitions if find_tail(store, chain, p, ends[p]) != ends[p]]
+        if newest != chain or moved:
+            raise UserError(
+                f"topic {chain.topic} is still being carried into {store.url} "
+                + (f"(partition {moved[0]} has grown)" if moved else f"(chain {chain.number} was closed)")
+                + "; stop its producers and consumers first"
+            )
+        retirement = Chain(
+            number=max(c.number for c in chains) + 1,
+            topic=chain.topic,
+            topic_id=chain.topic_id,
+            partitions=(),
+            start={},
+            since_ms=now_ms,
+            predecessor=chain.number,
+            predecessor_end=dict(ends),
+            reason=reason,
+        )
+        try:
+            store.create(layout.chain_path(retirement.number), _encode(retirement))
+        except ObjectExists:
+            continue  # A chain of another topic, or of this one: look again.
+        return retirement
 
 
 def find_tail(store: ObjectStore, chain: Chain, partition: int, hint: int | None = None) -> int:
@@ -248,6 +323,11 @@ def find_tail(store: ObjectStore, chain: Chain, partition: int, hint: int | None
     for commit in commits_from(store, chain.number, partition, base):
         base = commit.next
     return base
+
+
+def ends_of(chains: Iterable[Chain]) -> dict[int, Mapping[int, int]]:
+    """Return where closed chains end: by the number of the closed chain, its partitions' ends."""
+    return {c.predecessor: c.predecessor_end for c in chains if c.predecessor is not None}
 
 
 def commits_from(store: ObjectStore, chain: int, partition: int, base: int) -> Iterator[Commit]:
@@ -327,7 +407,13 @@ def _has_commit(store: ObjectStore, chain: int, partition: int, base: int) -> bo
     return True
 
 
-def _read_chain(store: ObjectStore, path: str) -> Chain:
+def read_chain(store: ObjectStore, path: str) -> Chain:
+    """Read one chain's description.
+
+    Raises:
+        ObjectMissing: If there is none at the path.
+        UserError: If it cannot be understood.
+    """
     message = _decode(store, path)
     try:
         message["partitions"] = tuple(map(int, message["partitions"]))

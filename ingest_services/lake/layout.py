@@ -5,6 +5,7 @@ Code works with UTC epoch integers, the unit in the name; the market's time zone
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from zoneinfo import ZoneInfo
@@ -17,6 +18,8 @@ from ingest_services.lake.store import ObjectExists, ObjectMissing, ObjectStore
 LAKE_FORMAT = 1
 LAKE_FILE = "lake.json"
 CHAINS = "_chains/"
+COMMITS = "_commits/"
+PROGRESS = "_progress/"
 MINUTE_MS = 60_000
 
 SUFFIXES = {"zstd": ".jsonl.zst", "none": ".jsonl"}
@@ -124,6 +127,52 @@ def side_path(
     return f"{room}/{minute_folder(minute_ms, zone)}/{minute_ms}-p{partition:02d}-{base:020d}-{token}{suffix}"
 
 
+@dataclass(frozen=True, slots=True)
+class DataPath:
+    """What the path of a data object says about it.
+
+    Attributes:
+        room: `book`, `coverage` or `quarantine`.
+        ticker: Canonical ticker of books; empty for the others.
+        folder: The minute's folder, `year=2025/month=02/day=02/hour=16/minute=16`.
+        stamp_ms: Smallest exchange stamp of books, the minute's start of the others, ms since the epoch.
+        partition: Kafka partition.
+        base: First offset of the batch that it is part of.
+        token: Random token of the attempt.
+    """
+
+    room: str
+    ticker: str
+    folder: str
+    stamp_ms: int
+    partition: int
+    base: int
+    token: str
+
+
+_MINUTE = r"year=\d{4}/month=\d\d/day=\d\d/hour=\d\d/minute=\d\d"
+_BATCH = r"p(?P<partition>\d{2,})-(?P<base>\d{20})-(?P<token>[0-9a-f]{8})\.jsonl(?:\.zst)?"
+_BOOK = re.compile(rf"ticker=(?P<ticker>[^/]+)/(?P<folder>{_MINUTE})/(?P=ticker)-(?P<stamp>\d+)-{_BATCH}")
+_SIDE = re.compile(rf"(?P<room>coverage|quarantine)/(?P<folder>{_MINUTE})/(?P<stamp>\d+)-{_BATCH}")
+
+
+def read_data_path(path: str) -> DataPath | None:
+    """Read the path of a data object: what `book_path` and `side_path` made; None if it is none."""
+    found = _BOOK.fullmatch(path) or _SIDE.fullmatch(path)
+    if found is None:
+        return None
+    parts = found.groupdict()
+    return DataPath(
+        parts.get("room", "book"),
+        parts.get("ticker", ""),
+        parts["folder"],
+        int(parts["stamp"]),
+        int(parts["partition"]),
+        int(parts["base"]),
+        parts["token"],
+    )
+
+
 def chain_path(number: int) -> str:
     """Return the path of a chain's description."""
     return f"{CHAINS}{number:08d}.json"
@@ -136,9 +185,9 @@ def commit_path(chain: int, partition: int, base: int) -> str:
 
 def commits_prefix(chain: int, partition: int) -> str:
     """Return what the paths of all commits of a partition begin with."""
-    return f"_commits/{chain:08d}/{partition:04d}/"
+    return f"{COMMITS}{chain:08d}/{partition:04d}/"
 
 
 def progress_path(chain: int, partition: int) -> str:
     """Return the path of a partition's progress object."""
-    return f"_progress/{chain:08d}/{partition:04d}.json"
+    return f"{PROGRESS}{chain:08d}/{partition:04d}.json"

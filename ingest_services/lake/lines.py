@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
+from typing import Literal
 
 import orjson
 import zstandard
@@ -30,6 +32,68 @@ def quarantine_line(
     """Wrap a record that is not understood: its key and value in base64, and why."""
     rest = orjson.dumps({"reason": reason, "key": _encode(key), "value": _encode(value)})
     return _open(partition, offset, received_us, connection) + b"," + rest[1:] + b"\n"
+
+
+_SPLICED: tuple[Literal["book", "heartbeat"], ...] = ("book", "heartbeat")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What one line says.
+
+    Attributes:
+        kind: `book`, `heartbeat` or `quarantine`.
+        partition: Kafka partition.
+        offset: Kafka offset.
+        received_us: Receive time, µs since the epoch.
+        connection: The connection that received it.
+        value: The record's value, untouched.
+        key: The record's key, of what is in quarantine; it is not kept of the others.
+        reason: Why it is in quarantine; empty for the others.
+    """
+
+    kind: Literal["book", "heartbeat", "quarantine"]
+    partition: int
+    offset: int
+    received_us: int
+    connection: str
+    value: bytes | None
+    key: bytes | None = None
+    reason: str = ""
+
+
+def read_line(line: bytes) -> Line:
+    """Undo `book_line`, `heartbeat_line` and `quarantine_line`; the line break may be missing.
+
+    Raises:
+        ValueError: If it is no line of a raw object.
+    """
+    line = line.rstrip(b"\n")
+    try:
+        message = orjson.loads(line)
+        partition, offset, received_us = (message[name] for name in ("partition", "offset", "received_us"))
+        connection = message["connection"]
+        typed = all(type(number) is int for number in (partition, offset, received_us))
+        kind = next((kind for kind in _SPLICED if kind in message), None)
+        if kind is not None:
+            # In the JSON text of the connection's name a quote is escaped: the first one is the marker.
+            marker = b',"%s":' % kind.encode()
+            value = line[line.index(marker) + len(marker) : -1]
+            read = Line(kind, partition, offset, received_us, connection, value)
+        else:
+            key, kept = _decode(message["key"]), _decode(message["value"])
+            read = Line(
+                "quarantine", partition, offset, received_us, connection, kept, key, str(message["reason"])
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not a line of a raw object: {error!r}") from error
+    if not typed or not isinstance(connection, str):
+        raise ValueError("not a line of a raw object: partition, offset, time or connection of another type")
+    return read
+
+
+def _decode(text: str | None) -> bytes | None:
+    return None if text is None else base64.b64decode(text, validate=True)
 
 
 def compress(data: bytes, suffix: str) -> bytes:

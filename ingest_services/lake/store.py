@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
 from ingest_services.errors import UserError
@@ -62,6 +62,14 @@ class ObjectStore(Protocol):
 
     def replace(self, path: str, data: bytes) -> None:
         """Create an object or replace it whole; a reader sees the old or the new one, never a mixture."""
+
+
+@runtime_checkable
+class DeletableStore(ObjectStore, Protocol):
+    """A store from which objects can be removed: what `gc` needs, and nobody else is given."""
+
+    def delete(self, path: str) -> None:
+        """Remove an object; if it is gone already, nothing happens."""
 
 
 class FolderStore:
@@ -123,6 +131,11 @@ class FolderStore:
                 self._synced.clear()
             raise
         _sync_folder(target.parent)
+
+    def delete(self, path: str) -> None:
+        """See `DeletableStore.delete`."""
+        # The folder stays: a writer that knows it as durable does not look again.
+        self._locate(path).unlink(missing_ok=True)
 
     def _stage(self, path: str, data: bytes) -> tuple[Path, Path]:
         target = self._locate(path)
