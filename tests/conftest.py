@@ -2,7 +2,13 @@
 
 from hypothesis import settings
 
-pytest_plugins = ["tests.broker", "tests.fake_gcs", "tests.postgres_fixture", "tests.stack"]
+pytest_plugins = [
+    "tests.broker",
+    "tests.fake_gcs",
+    "tests.kafka_cluster",
+    "tests.postgres_fixture",
+    "tests.stack",
+]
 
 # No test is judged by the clock; and a failing example comes with the blob that repeats it.
 settings.register_profile("cryptostream", deadline=None, print_blob=True)
