@@ -444,7 +444,7 @@ def test_a_stamp_ahead_of_the_broker_s_clock_is_refused_and_an_old_one_is_kept(c
 
 
 def test_every_codec_that_a_topic_may_have_is_read(cluster: Cluster, tmp_path: Path) -> None:
-    codecs = ("uncompressed", "gzip", "zstd")
+    codecs = ("uncompressed", "gzip", "snappy", "lz4", "zstd")
     with ExitStack() as ending:
         pipes = []
         for codec in codecs:
