@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import psycopg
 
 from cryptostream_dagster.catalog.sync import sync
+from cryptostream_dagster.sql import load_sql
 from cryptostream_dagster.window import Window
 from ingest_services.lake.chain import is_closed, read_chains, read_progress
 from ingest_services.lake.store import ObjectStore
@@ -44,12 +45,20 @@ def behind(connection: psycopg.Connection, until: datetime) -> list[Behind]:
 
 
 def complete_until(connection: psycopg.Connection) -> datetime | None:
-    """Return the instant up to which every partition is through; None if one has claimed nothing yet."""
+    """Return the instant up to which every partition is through; None if one has claimed nothing yet.
+
+    If every chain is closed (all topics were retired), that is the end of the window in which this was done.
+    """
     row = connection.execute(
         "SELECT min(minutes_through), bool_and(minutes_through IS NOT NULL AND end_offset IS NULL) "
         "FROM lake_partition WHERE end_offset IS NULL OR next_offset < end_offset"
     ).fetchone()
     assert row is not None
+    if row[1] is None:
+        row = connection.execute(load_sql("cryptostream_dagster.catalog", "last_window_retired")).fetchone()
+        assert row is not None
+        retired: datetime | None = row[0]
+        return retired
     return row[0] if row[1] else None
 
 

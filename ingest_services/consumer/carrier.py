@@ -27,7 +27,7 @@ from ingest_services.consumer.log import Log, connect_log
 from ingest_services.consumer.sink import MAX_BACKOFF_S, Sink, Stopped
 from ingest_services.errors import UserError
 from ingest_services.lake import chain as chains
-from ingest_services.lake.chain import Chain, Commit, Fenced, Progress
+from ingest_services.lake.chain import Chain, Commit, Fenced, Progress, Retired
 from ingest_services.lake.layout import MINUTE_MS
 from ingest_services.settings import IngestSettings
 
@@ -165,7 +165,8 @@ class Carrier:
                 jobs,
                 questions,
             )
-            session.open()
+            # At the start a retired topic is a mistake that a person should see.
+            session.open(skip_retired=self._began)
             self._began = True
             while session.step():
                 self.polled_s = self.sink.clock.monotonic_s()
@@ -202,13 +203,35 @@ class Session:
     _check: Future[None] | None = None
     _check_at_s: float = 0.0
     _drain_until_s: float | None = None
+    _retired: list[int] = field(default_factory=list)
 
-    def open(self) -> None:
-        """Find the chain of every topic, and begin each partition at its chain's tail."""
+    def open(self, *, skip_retired: bool = False) -> None:
+        """Find the chain of every topic, and begin each partition at its chain's tail.
+
+        Args:
+            skip_retired: Carry the other topics if one was retired.
+
+        Raises:
+            Retired: If a topic was retired; with `skip_retired`, if all were.
+        """
         for topic in dict.fromkeys(section.topic for section in self.sections):
-            self._open_topic(topic)
+            try:
+                self._open_topic(topic)
+            except (Retired, kafka.TopicMissing) as error:
+                retirement = self.sink.persist("chain", lambda: self._find_retirement(topic))  # noqa: B023
+                if retirement is None or not skip_retired:
+                    raise
+                log.error("not carried any more", topic=topic, cause=str(error))
+                self._retired.append(retirement.number)
+                last = error
+        if not self._partitions:
+            raise last
         self.log.begin({partition.tp: partition.buffer.next for partition in self._partitions})
         self._check_at_s = self.sink.clock.monotonic_s() + CHECK_CHAIN_S
+
+    def _find_retirement(self, topic: str) -> Chain | None:
+        newest = chains.current_chain(chains.read_chains(self.sink.store), topic)
+        return newest if newest is not None and newest.retires else None
 
     def _open_topic(self, topic: str) -> None:
         topic_id, numbers = self.log.describe(topic)
@@ -437,6 +460,9 @@ class Session:
     def _require_chains(self) -> None:
         for chain in {partition.chain.number: partition.chain for partition in self._partitions}.values():
             self._require_chain(chain)
+        for number in self._retired:
+            if self.sink.persist("chain", lambda: chains.is_closed(self.sink.store, number)):  # noqa: B023
+                raise LogChanged(f"the topic of chain {number} was taken up again")
 
     def _require_chain(self, chain: Chain) -> None:
         """Wait for the broker to say that the topic is still the one whose records are in the buffers.

@@ -91,6 +91,9 @@ class Commit:
 
     books + heartbeats + quarantined + the missing offsets = next - base.
 
+    A commit without offsets is a **seal**: who closes a chain takes the slot at which it ends, so that nobody
+    can commit behind that end.
+
     Attributes:
         chain: Number of the chain.
         partition: Kafka partition.
@@ -122,6 +125,11 @@ class Commit:
         if self.books + self.heartbeats + self.quarantined + missing != self.next - self.base:
             raise ValueError(f"commit {self.chain}/{self.partition}/{self.base} does not add up: {self}")
 
+    @property
+    def seals(self) -> bool:
+        """Whether it is a seal."""
+        return self.next == self.base
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -144,6 +152,10 @@ class Progress:
 
 class Fenced(Exception):  # noqa: N818 - an answer, not a failure
     """Another writer owns the slot: forget what is buffered and go on at the tail."""
+
+
+class Sealed(Exception):  # noqa: N818 - an answer, not a failure
+    """The slot is taken by a seal: the chain ends there. Forget what is buffered and look for the next chain."""
 
 
 class Retired(UserError):  # noqa: N818 (named after what it says)
@@ -186,9 +198,9 @@ def open_chain(
     """Return the chain that a topic's log, as the broker shows it now, belongs to, or open it.
 
     A new chain begins when there is none, when the topic was re-created, when its partitions changed, or when
-    the log was rolled back: its end is below our tail, so the same offsets would mean other records. A topic
-    that was retired is taken up again where it ended, but only by one who says so; a re-created topic of its
-    name is another topic.
+    the log was rolled back: its end is below our tail, so the same offsets would mean other records. Also if
+    somebody sealed the chain and went no further. A topic that was retired is taken up again where it ended,
+    but only by one who says so; a re-created topic of its name is another topic.
 
     Args:
         store: The lake.
@@ -197,7 +209,8 @@ def open_chain(
         log_start: First offset that the broker has, by partition.
         log_end: Asks the broker for the offset after the last one, by partition. It is called after the tails
             were read: an end that is older than a tail proves nothing, for another writer may have committed
-            in between.
+            in between. It must fail if the topic has another id or other partitions by then: who slept since
+            they were read would close the chain of the topic that was made meanwhile.
         now_ms: ms since the epoch.
         unretire: Whether to take up a topic that was retired.
 
@@ -234,8 +247,12 @@ def open_chain(
             elif behind:
                 p = behind[0]
                 reason = f"log rolled back: partition {p} ends at {ends[p]}, we have up to {tails[p]}"
+            elif any(_is_sealed(store, current, p, tails[p]) for p in partitions):
+                reason = f"chain {current.number} was sealed, and nobody opened the next one"
             else:
                 return current
+            if not current.retires:
+                tails = {p: _seal(store, current, p, tails[p], now_ms) for p in current.partitions}
         same_topic = current is not None and current.topic_id == topic_id
         chain = Chain(
             number=max((c.number for c in chains), default=0) + 1,
@@ -279,6 +296,9 @@ def retire(store: ObjectStore, chain: Chain, ends: Mapping[int, int], now_ms: in
         chains = read_chains(store)
         newest = current_chain(chains, chain.topic)
         moved = [p for p in chain.partitions if find_tail(store, chain, p, ends[p]) != ends[p]]
+        if newest == chain and not moved:
+            # Whoever commits between the look and the seal still writes; the next writer opens a new chain.
+            moved = [p for p in chain.partitions if _seal(store, chain, p, ends[p], now_ms) != ends[p]]
         if newest != chain or moved:
             raise UserError(
                 f"topic {chain.topic} is still being carried into {store.url} "
@@ -331,7 +351,7 @@ def ends_of(chains: Iterable[Chain]) -> dict[int, Mapping[int, int]]:
 
 
 def commits_from(store: ObjectStore, chain: int, partition: int, base: int) -> Iterator[Commit]:
-    """Yield the contiguous commits of a partition that begin at an offset, up to the tail.
+    """Yield the contiguous commits of a partition that begin at an offset, up to the tail; no seal.
 
     Args:
         store: The lake.
@@ -343,6 +363,8 @@ def commits_from(store: ObjectStore, chain: int, partition: int, base: int) -> I
         try:
             commit = read_commit(store, chain, partition, base)
         except ObjectMissing:
+            return
+        if commit.seals:
             return
         yield commit
         base = commit.next
@@ -363,7 +385,7 @@ def read_commit(store: ObjectStore, chain: int, partition: int, base: int) -> Co
         commit = Commit(**message)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{store.url}/{path}: not a commit ({error})") from error
-    if (commit.chain, commit.partition, commit.base) != (chain, partition, base) or commit.next <= base:
+    if (commit.chain, commit.partition, commit.base) != (chain, partition, base) or commit.next < base:
         raise UserError(f"{store.url}/{path}: holds the commit of another place")
     return commit
 
@@ -374,13 +396,15 @@ def write_commit(store: ObjectStore, commit: Commit) -> None:
     Raises:
         Fenced: If another writer committed at this offset first. Our own commit, found there because the
             answer to an earlier attempt was lost, is a success.
+        Sealed: If the chain was closed at this offset.
     """
     try:
         store.create(layout.commit_path(commit.chain, commit.partition, commit.base), _encode(commit))
     except ObjectExists as error:
         found = read_commit(store, commit.chain, commit.partition, commit.base)
         if found.token != commit.token:
-            raise Fenced(f"chain {commit.chain} partition {commit.partition} offset {commit.base}") from error
+            where = f"chain {commit.chain} partition {commit.partition} offset {commit.base}"
+            raise (Sealed if found.seals else Fenced)(where) from error
 
 
 def read_progress(store: ObjectStore, chain: int, partition: int) -> Progress | None:
@@ -397,6 +421,27 @@ def read_progress(store: ObjectStore, chain: int, partition: int) -> Progress | 
 def write_progress(store: ObjectStore, progress: Progress) -> None:
     """Publish a claim."""
     store.replace(layout.progress_path(progress.chain, progress.partition), _encode(progress))
+
+
+def _seal(store: ObjectStore, chain: Chain, partition: int, tail: int, now_ms: int) -> int:
+    """Take the slot at which a partition ends, so that nothing comes after it, and return where that is."""
+    while True:
+        seal = Commit(chain.number, partition, tail, tail, "seal", (), 0, 0, 0, (), now_ms)
+        try:
+            store.create(layout.commit_path(chain.number, partition, tail), _encode(seal))
+        except ObjectExists:
+            found = read_commit(store, chain.number, partition, tail)
+            if not found.seals:
+                tail = found.next  # Somebody committed in between: that counts.
+                continue
+        return tail
+
+
+def _is_sealed(store: ObjectStore, chain: Chain, partition: int, tail: int) -> bool:
+    try:
+        return read_commit(store, chain.number, partition, tail).seals
+    except ObjectMissing:
+        return False
 
 
 def _has_commit(store: ObjectStore, chain: int, partition: int, base: int) -> bool:

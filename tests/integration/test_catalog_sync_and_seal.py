@@ -24,6 +24,8 @@ from cryptostream_dagster.checks import QUESTIONS, ask
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
 from ingest_services.lake import chain as chains
+from ingest_services.lake.audit import BrokerLog
+from ingest_services.tools.retire import retire_topic, take_up_topic
 from tests.lake_builder import LakeBuilder, Row, covered_minutes, frame, heartbeat, hole, instant, ms
 from tests.pipeline import Pipeline, open_pipeline
 from tests.postgres_fixture import TestDatabase
@@ -207,6 +209,47 @@ def test_a_chain_that_is_closed_while_a_window_waits_for_it_ends_the_wait(pipeli
     later.start()
     wait_until_complete(connection, lake.store, WINDOW, 15)
     later.join()
+
+
+def test_windows_become_complete_again_once_a_topic_that_was_given_up_is_retired(pipeline: Pipeline) -> None:
+    lake, connection = pipeline.lake, pipeline.connection
+    lake.commit([book()])
+    log = {0: 0}
+    other = chains.open_chain(lake.store, "books-2", "topic-2", log, lambda: log, ms(START))
+    for window_end in (WINDOW.end, WINDOW.end + 60 * MINUTE):
+        claim = chains.Progress(other.number, 0, 0, ms(window_end), ms(window_end))
+        chains.write_progress(lake.store, claim)
+    later = Window.at(WINDOW.end + 55 * MINUTE)
+    # Nobody reads the old topic any more, and nobody can know that nothing more will come.
+    with pytest.raises(Incomplete, match="chain 1 partition 0"):
+        wait_until_complete(connection, lake.store, later, timeout_s=0)
+
+    def retire() -> None:
+        retire_topic(lake.store, "orderbook", lambda: None, ms(WINDOW.end))
+
+    soon = threading.Timer(0.5, retire)
+    soon.start()
+    wait_until_complete(connection, lake.store, later, timeout_s=20)
+    soon.join()
+    assert complete_until(connection) == WINDOW.end + 60 * MINUTE
+    assert pipeline.value("SELECT count(*) FROM lake_file") == 1
+    # Taken up again, it is waited for again.
+    fits = BrokerLog("topic-1", {0: 0, 1: 0}, {0: 1, 1: 0})
+    again = take_up_topic(lake.store, "orderbook", lambda: fits, ms(WINDOW.end))
+    assert again.start == {0: 1, 1: 0}
+    sync(connection, lake.store)
+    assert [(b.chain, b.partition) for b in behind(connection, WINDOW.end)] == [
+        (again.number, 0),
+        (again.number, 1),
+    ]
+
+
+def test_with_every_topic_retired_what_there_is_can_be_built(pipeline: Pipeline) -> None:
+    lake, connection = pipeline.lake, pipeline.connection
+    lake.commit([book()])
+    retire_topic(lake.store, "orderbook", lambda: None, ms(WINDOW.start + MINUTE))
+    wait_until_complete(connection, lake.store, WINDOW, timeout_s=0)
+    assert complete_until(connection) == WINDOW.end
 
 
 def test_what_a_late_writer_adds_beyond_a_chains_end_does_not_count(pipeline: Pipeline) -> None:
