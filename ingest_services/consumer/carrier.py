@@ -27,7 +27,7 @@ from ingest_services.consumer.log import Log, connect_log
 from ingest_services.consumer.sink import MAX_BACKOFF_S, Sink, Stopped
 from ingest_services.errors import UserError
 from ingest_services.lake import chain as chains
-from ingest_services.lake.chain import Chain, Commit, Fenced, Progress, Retired
+from ingest_services.lake.chain import Chain, Commit, Fenced, Progress, Retired, Sealed
 from ingest_services.lake.layout import MINUTE_MS
 from ingest_services.settings import IngestSettings
 
@@ -247,7 +247,11 @@ class Session:
         log_start = {tp.partition: offset for tp, offset in starts.items()}
 
         def log_end() -> dict[int, int]:
-            return {tp.partition: offset for tp, offset in self.log.ends(starts).items()}
+            ends = self.log.ends(starts)
+            # Everything that we were told is of one topic only if it is still the same after the chains were
+            # read: who slept in between would close the chain of the topic that was made meanwhile.
+            self._require_topic(topic, topic_id, numbers)
+            return {tp.partition: offset for tp, offset in ends.items()}
 
         def open_chain() -> Chain:
             now_ms = self.sink.clock.now_ms()
@@ -333,6 +337,8 @@ class Session:
         partition.job_bytes = 0
         try:
             commit = job.result()
+        except Sealed as seal:
+            raise LogChanged(f"sealed: {seal}") from seal
         except Fenced as fence:
             self._start_over(partition, fence)
             return
@@ -471,14 +477,17 @@ class Session:
             LogChanged: If it is not, or if another writer saw a change that we did not, and closed the chain.
             Stopped: If the broker does not answer until the process has to end.
         """
-        topic_id, numbers = self._describe(chain.topic)
-        if (topic_id, numbers) != (chain.topic_id, chain.partitions):
-            raise LogChanged(
-                f"topic {chain.topic} has id {topic_id} and partitions {list(numbers)}, "
-                f"chain {chain.number} is of {chain.topic_id} and {list(chain.partitions)}"
-            )
+        self._require_topic(chain.topic, chain.topic_id, chain.partitions)
         if self.sink.persist("chain", lambda: chains.is_closed(self.sink.store, chain.number)):
             raise LogChanged(f"chain {chain.number} is closed")
+
+    def _require_topic(self, topic: str, topic_id: str, numbers: tuple[int, ...]) -> None:
+        found_id, found = self._describe(topic)
+        if (found_id, found) != (topic_id, numbers):
+            raise LogChanged(
+                f"topic {topic} has id {found_id} and partitions {list(found)}, "
+                f"we knew {topic_id} and {list(numbers)}"
+            )
 
     def _describe(self, topic: str) -> tuple[str, tuple[int, ...]]:
         backoff_s = 0.1

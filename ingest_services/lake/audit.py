@@ -260,6 +260,8 @@ class _Audit:
                 continue
             taken.add(commit)
             expected = commit.next
+            if commit.seals:
+                continue
             if taken.end is not None and base >= taken.end:
                 found.void += 1
                 continue

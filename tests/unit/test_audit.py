@@ -207,7 +207,10 @@ def test_a_closed_chain_ends_where_its_successor_says_and_void_commits_do_not_co
     log = {0: 0, 1: 0}
     second = chains.open_chain(lake.store, "orderbook", "topic-2", log, lambda: log, ms(START + 5 * MINUTE))
     assert (second.predecessor, second.predecessor_end) == (1, {0: 11, 1: 1})
-    lake.commit([row(90)])  # by a writer that had not heard of it
+    with pytest.raises(chains.Sealed):
+        lake.commit([row(90)])  # by a writer that had not heard of it
+    (lake.folder / layout.commit_path(1, 0, 11)).unlink()  # the seal
+    lake.commit([row(90)])
     report = look(lake, deep=True)
     assert report.violation_count == 0
     assert (report.partitions[0].void, report.partitions[0].end) == (1, 11)
@@ -256,6 +259,7 @@ def test_records_behind_a_retirement_are_a_violation(lake: LakeBuilder) -> None:
     assert compare(lake, None) == compare(lake, log) == []
     (told,) = compare(lake, dataclasses.replace(log, end={0: 13, 1: 1}))
     assert "records beyond its end (by partition: {0: 2})" in told
+    (lake.folder / layout.commit_path(1, 0, 11)).unlink()  # the seal
     lake.commit([row(90)])
     assert any("after the topic was retired" in v for v in compare(lake, log))
 

@@ -242,6 +242,38 @@ def test_a_chain_is_closed_by_its_successor_and_by_no_other(store: FolderStore) 
     assert not chains.is_closed(store, second.number)
 
 
+def test_nobody_can_commit_behind_the_end_of_a_closed_chain(store: FolderStore) -> None:
+    first = open_first(store)
+    chains.write_commit(store, commit(0, 10))
+    assert open_first(store, topic_id="b").predecessor_end == {0: 10}
+    with pytest.raises(chains.Sealed):
+        chains.write_commit(store, commit(10, 20))
+    assert [c.base for c in chains.commits_from(store, 1, 0, 0)] == [0]
+    assert chains.find_tail(store, first, 0) == 10
+
+
+def test_a_commit_that_comes_before_the_seal_counts(store: FolderStore) -> None:
+    open_first(store)
+    chains.write_commit(store, commit(0, 10))
+
+    def log_end() -> dict[int, int]:
+        chains.write_commit(store, commit(10, 30))
+        return {0: 0}
+
+    second = chains.open_chain(store, "orderbook", "b", {0: 0}, log_end, 5)
+    assert second.predecessor_end == {0: 30}
+
+
+def test_a_chain_that_was_sealed_by_one_who_died_then_is_closed_by_the_next(store: FolderStore) -> None:
+    open_first(store, partitions=2)
+    chains.write_commit(store, commit(0, 10))
+    chains.write_commit(store, dataclasses.replace(commit(10, 20), next=10, token="seal", missing=()))
+    with pytest.raises(chains.Sealed):
+        chains.write_commit(store, commit(10, 20))
+    second = open_first(store, log_end=30, partitions=2)
+    assert (second.predecessor, second.predecessor_end, second.start) == (1, {0: 10, 1: 0}, {0: 10, 1: 0})
+
+
 def test_claims_come_back_as_they_were_made(store: FolderStore) -> None:
     assert chains.read_progress(store, 1, 0) is None
     claim = Progress(1, 0, 10, 60_000, 66_000)
