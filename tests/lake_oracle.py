@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,14 +14,14 @@ from crc32c import crc32c
 
 @dataclass
 class Oracle:
-    """What the lake says it holds, of one chain and partition.
+    """What the lake says it holds, of one chain and partition, or of one commit.
 
     Attributes:
         records: Value of every record by offset: the frame's or heartbeat's bytes, or the quarantined value.
         reasons: Why an offset is in quarantine.
         minutes: Folder of the object that holds an offset.
         missing: Offsets that commits declare missing.
-        next: Where the chain ends.
+        next: Where the chain, or the commit, ends.
         commits: How many commits it has.
         objects: How many objects they name.
     """
@@ -37,12 +38,28 @@ class Oracle:
 def read_partition(root: Path, chain: int, partition: int, start: int = 0) -> Oracle:
     """Walk one partition's chain and check everything that a commit says about what it names."""
     found = Oracle(next=start)
+    for commit in read_commits(root, chain, partition, start):
+        found.records |= commit.records
+        found.reasons |= commit.reasons
+        found.folders |= commit.folders
+        found.missing += commit.missing
+        found.next = commit.next
+        found.commits += 1
+        found.objects += commit.objects
+    assert sorted([*found.records, *found.missing]) == list(range(start, found.next))
+    return found
+
+
+def read_commits(root: Path, chain: int, partition: int, start: int = 0) -> Iterator[Oracle]:
+    """Yield what each commit holds, one after another; only one is in memory."""
     folder = root / "_commits" / f"{chain:08d}" / f"{partition:04d}"
     names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    base = start
     for name in names:
         commit = json.loads((folder / name).read_text())
         assert name == f"{commit['base']:020d}.json"
-        assert commit["base"] == found.next, f"chain is not linear at {found.next}: {name}"
+        assert commit["base"] == base, f"chain is not linear at {base}: {name}"
+        found = Oracle(next=commit["next"], commits=1)
         rows = 0
         for file in commit["files"]:
             data = (root / file["path"]).read_bytes()
@@ -55,13 +72,11 @@ def read_partition(root: Path, chain: int, partition: int, start: int = 0) -> Or
             found.objects += 1
             for line in lines:
                 _read_line(found, line, partition, Path(file["path"]))
-        lost = [offset for start_, end in commit["missing"] for offset in range(start_, end)]
-        assert rows + len(lost) == commit["next"] - commit["base"]
-        found.missing += lost
-        found.next = commit["next"]
-        found.commits += 1
-    assert sorted([*found.records, *found.missing]) == list(range(start, found.next))
-    return found
+        found.missing = [offset for start_, end in commit["missing"] for offset in range(start_, end)]
+        assert rows + len(found.missing) == commit["next"] - commit["base"]
+        assert sorted([*found.records, *found.missing]) == list(range(base, found.next))
+        base = found.next
+        yield found
 
 
 def _read_line(found: Oracle, line: bytes, partition: int, path: Path) -> None:
