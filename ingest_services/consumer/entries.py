@@ -24,6 +24,19 @@ STAMPS_MS = range(10**12, 10**13)
 MOST_BRACKETS = 500
 
 
+class Unreadable(list[tuple[str, bytes | None]]):
+    """The headers of a stand-in: a record made for what could not be read (`batches.py`).
+
+    Attributes:
+        reason: Why it could not be read.
+    """
+
+    def __init__(self, reason: str) -> None:
+        """There are no headers; there is a reason."""
+        super().__init__()
+        self.reason = reason
+
+
 class Entry(NamedTuple):
     """A record on its way into an object.
 
@@ -68,7 +81,11 @@ def read_record(
     if envelope.received_us // 1000 not in STAMPS_MS:
         received_ms = min(max(timestamp_ms, STAMPS_MS.start), STAMPS_MS.stop - 1)
         envelope = Envelope(envelope.kind, received_ms * 1000, envelope.connection)
-    found = _understand(partition, offset, value, envelope)
+    found: Entry | str
+    if isinstance(headers, Unreadable):
+        found = headers.reason
+    else:
+        found = _understand(partition, offset, value, envelope)
     if isinstance(found, Entry):
         return found
     head = (partition, offset, envelope.received_us, envelope.connection)

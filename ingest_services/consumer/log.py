@@ -16,6 +16,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaTimeoutError
 
 from ingest_services import kafka
+from ingest_services.consumer import batches
 from ingest_services.consumer.watermark import log_ends
 
 POLL_MS = 100
@@ -202,6 +203,7 @@ def connect_log(bootstrap: str, group: str) -> KafkaLog:
         KafkaError: If no broker answers, and whatever else the client raises.
         UserError: Likewise, from the admin client.
     """
+    batches.install()
     config = kafka.client_config(bootstrap)
     consumer = kafka.connect(
         KafkaConsumer,

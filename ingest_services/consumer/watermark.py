@@ -15,6 +15,7 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaTimeoutError
 
+from ingest_services.consumer import batches
 from ingest_services.kafka import connect
 
 
@@ -33,6 +34,7 @@ def log_ends(
         OffsetOutOfRangeError: If the log does not hold a position: it was truncated or rolled back.
     """
     deadline = time.monotonic() + timeout_s
+    batches.install()
     consumer = connect(
         KafkaConsumer,
         **config,
