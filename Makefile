@@ -1,6 +1,6 @@
 # Every target sets up what it needs: a virtual environment with exactly the locked dependencies.
 .DEFAULT_GOAL := help
-.PHONY: help install check test fuzz dev demo bench lock
+.PHONY: help install check test fuzz dev demo bench soak lock
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,6 +17,8 @@ help:
 	@echo "             (LIVE_WINDOWS=1: and go on until a live window was built, at most five minutes more)"
 	@echo "make test    run every test (ARGS=... goes to pytest)"
 	@echo "make fuzz    read a million damaged frames (FUZZ_INPUTS=, FUZZ_SEED=: how many and which)"
+	@echo "make soak    a million records through three Kafka brokers while the consumers are killed and frozen"
+	@echo "             (needs Java and Maven; KILL_PROOF_RECORDS=, KILL_PROOF_SEED=: how many and which)"
 	@echo "make check   format, lint, types, import rules"
 	@echo "make bench   measure speed against named alternatives"
 	@echo "make lock    write requirements.lock from pyproject.toml (needs uv)"
@@ -33,6 +35,11 @@ test: install
 fuzz: export FUZZ_INPUTS ?= 1000000
 fuzz: install
 	$(BIN)/python -m pytest tests/unit/test_fuzz.py
+
+soak: export KILL_PROOF_RECORDS ?= 1000000
+soak: export KILL_PROOF_BROKER ?= kafka
+soak: install
+	$(BIN)/python -m pytest tests/integration/test_kill_proof.py -o log_cli=true -o log_cli_level=INFO
 
 check: install
 	$(BIN)/ruff format --check .

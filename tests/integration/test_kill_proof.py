@@ -62,6 +62,8 @@ LONG_RUN = 200_000
 # A short run is not produced faster than this, so that zombies come back to a log that goes on.
 RECORDS_PER_S = 3_000
 
+FENCED = b"another writer was first"
+
 log = logging.getLogger(__name__)
 
 
@@ -187,6 +189,7 @@ class Proof:
     load: Load
     consumers: list[Consumer] = field(default_factory=list)
     logs: list[Path] = field(default_factory=list)
+    zombies: list[tuple[Path, int]] = field(default_factory=list)
     rss_mb: float = 0.0
 
     @property
@@ -234,6 +237,7 @@ class Proof:
             self.rss_mb = max(self.rss_mb, consumer.rss_mb())
             taken_over = sum(self.tails()) > consumer.frozen_at
             if consumer.continue_s and time.monotonic() > consumer.continue_s and taken_over:
+                self.zombies.append((consumer.log, consumer.log.stat().st_size))
                 consumer.process.send_signal(signal.SIGCONT)
                 consumer.continue_s = 0.0
 
@@ -280,8 +284,21 @@ class Proof:
             time.sleep(1)
             last.process.send_signal(signal.SIGTERM)
 
-    def count(self, words: bytes) -> int:
-        return sum(path.read_bytes().count(words) for path in self.logs)
+    def fenced(self) -> int:
+        return sum(path.read_bytes().count(FENCED) for path in self.logs)
+
+    def zombies_fenced(self) -> int:
+        """How many of the frozen found, when they woke up, that another had been first."""
+        return sum(FENCED in path.read_bytes()[size:] for path, size in self.zombies)
+
+    def orphans(self) -> int:
+        """Objects that no commit names: what a torn attempt or a lost race leaves behind."""
+        named = {
+            file["path"]
+            for commit in (self.lake / "_commits").rglob("*.json")
+            for file in json.loads(commit.read_bytes())["files"]
+        }
+        return sum(str(path.relative_to(self.lake)) not in named for path in self.lake.rglob("*.jsonl.zst"))
 
 
 @pytest.fixture
@@ -344,15 +361,17 @@ def test_every_acknowledged_record_is_in_the_lake_once_whoever_is_killed_or_froz
     except AssertionError as error:
         raise AssertionError(f"KILL_PROOF_SEED={SEED} (KILL_PROOF_RECORDS={RECORDS})") from error
     log.info(
-        "%d records, %.2f GB in %.0f s (%.0f records/s), %d SIGKILLs, %d SIGSTOPs, fenced %d times, "
-        "RSS of a consumer at most %.0f MiB, checked in %.0f s",
+        "%d records, %.2f GB in %.0f s (%.0f records/s); %d SIGKILLs; %d SIGSTOPs, %d then too late; "
+        "%d lost races; %d objects without a commit; RSS of a consumer at most %.0f MiB; checked in %.0f s",
         RECORDS,
         proof.load.bytes / 1e9,
         carried_s,
         RECORDS / carried_s,
         KILLS,
         STOPS,
-        proof.count(b"another writer was first"),
+        proof.zombies_fenced(),
+        proof.fenced(),
+        proof.orphans(),
         proof.rss_mb,
         time.monotonic() - began_s - carried_s,
     )
@@ -369,7 +388,7 @@ def account(proof: Proof) -> None:
     carried = lake_digest(proof.lake)
     assert (carried.counts, carried.whole()) == (acknowledged.counts, acknowledged.whole())
     # And the blows did land: writers met.
-    assert proof.count(b"another writer was first") > 0
+    assert proof.fenced() > 0
 
 
 def broker_digest(bootstrap: str, topic: str, ends: list[int]) -> Digest:
