@@ -1,6 +1,6 @@
 # Every target sets up what it needs: a virtual environment with exactly the locked dependencies.
 .DEFAULT_GOAL := help
-.PHONY: help install check test fuzz dev demo bench soak lock
+.PHONY: help install check test prove fuzz dev demo bench soak lock
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,6 +16,7 @@ help:
 	@echo "make demo    run it in a temporary folder and compare every candle with the truth"
 	@echo "             (LIVE_WINDOWS=1: and go on until a live window was built, at most five minutes more)"
 	@echo "make test    run every test (ARGS=... goes to pytest)"
+	@echo "make prove   simulate 20,000 schedules of the writer that were never run (SEEDS=, FIRST=: how many, which)"
 	@echo "make fuzz    read a million damaged frames (FUZZ_INPUTS=, FUZZ_SEED=: how many and which)"
 	@echo "make soak    a million records through three Kafka brokers while the consumers are killed and frozen"
 	@echo "             (needs Java and Maven; KILL_PROOF_RECORDS=, KILL_PROOF_SEED=: how many and which)"
@@ -31,6 +32,11 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)
+
+prove: export SIMULATION_SEEDS = $(or $(SEEDS),20000)
+prove: export SIMULATION_FIRST = $(or $(FIRST),$(shell date +%s)000)
+prove: install
+	$(BIN)/python -m pytest --timeout=0 tests/simulation
 
 fuzz: export FUZZ_INPUTS ?= 1000000
 fuzz: install
