@@ -39,6 +39,11 @@ class Buffer:
         self.bytes = 0
         self._entries: deque[Entry] = deque()
 
+    @property
+    def oldest_us(self) -> int | None:
+        """When the first entry was received, µs since the epoch; None if there is none."""
+        return self._entries[0].received_us if self._entries else None
+
     def __len__(self) -> int:
         return len(self._entries)
 

@@ -58,6 +58,7 @@ class Partition:
         proven: The end of a minute and the log's end learned after that minute and lateness had passed.
         job: The commit that is running, at most one.
         job_bytes: Size of its lines.
+        job_oldest_us: When the first of its records was received, µs since the epoch; None if it has none.
         paused: Whether reading is paused because the buffer is full.
     """
 
@@ -69,6 +70,7 @@ class Partition:
     proven: tuple[int, int] | None = None
     job: Future[Commit | None] | None = None
     job_bytes: int = 0
+    job_oldest_us: int | None = None
     paused: bool = False
 
     @property
@@ -105,6 +107,7 @@ class Carrier:
         connect: Connects to the log; brokers and group.
         workers: Makes threads; how many and their name.
         polled_s: When the broker was last asked for records, monotonic clock; 0 if never.
+        trouble: Why it cannot carry at present; empty if it can.
     """
 
     sections: Sequence[ConsumerSection]
@@ -115,6 +118,7 @@ class Carrier:
     connect: Callable[[str, str], Log] = connect_log
     workers: Callable[[int, str], Executor] = ThreadPoolExecutor
     polled_s: float = field(default=0.0, init=False)
+    trouble: str = field(default="", init=False)
     _began: bool = False
 
     @property
@@ -142,6 +146,7 @@ class Carrier:
                 if not self._began:
                     raise
                 log.error("cannot carry, trying again", cause=str(error), again_in_s=pause_s)
+                self.trouble = f"cannot carry ({error or type(error).__name__})"
                 pause_s = min(2 * pause_s, MAX_BACKOFF_S)
             self.stopping.wait(pause_s)
 
@@ -168,6 +173,7 @@ class Carrier:
             # At the start a retired topic is a mistake that a person should see.
             session.open(skip_retired=self._began)
             self._began = True
+            self.trouble = ""
             while session.step():
                 self.polled_s = self.sink.clock.monotonic_s()
             session.finish()
@@ -321,6 +327,9 @@ class Session:
             behind = max(0, (read.high or 0) - partition.buffer.next)
             metrics.LAG.labels(tp.topic, tp.partition).set(behind)
             metrics.BUFFERED.labels(tp.topic, tp.partition).set(held)
+            oldest_us = partition.job_oldest_us or partition.buffer.oldest_us
+            age_s = 0 if oldest_us is None else self.sink.clock.now_ms() / 1000 - oldest_us / 1e6
+            metrics.OLDEST.labels(tp.topic, tp.partition).set(max(0, age_s))
             if not partition.paused and held >= 2 * self.batch_bytes:
                 self.log.pause(tp)
                 partition.paused = True
@@ -334,7 +343,7 @@ class Session:
         if job is None or not job.done():
             return
         partition.job = None
-        partition.job_bytes = 0
+        partition.job_bytes, partition.job_oldest_us = 0, None
         try:
             commit = job.result()
         except Sealed as seal:
@@ -445,6 +454,7 @@ class Session:
         if batch is None and claim_ms is None:
             return
         partition.job_bytes = batch.bytes if batch else 0
+        partition.job_oldest_us = batch.entries[0].received_us if batch and batch.entries else None
         partition.job = self.jobs.submit(self._commit, partition, batch, claim_ms)
 
     def _commit(self, partition: Partition, batch: Batch | None, claim_ms: int | None) -> Commit | None:
@@ -453,6 +463,9 @@ class Session:
         if batch is not None:
             with metrics.COMMIT_SECONDS.time():
                 commit = self.sink.commit(chain.number, number, batch, lambda: self._require_chain(chain))
+            for entry in batch.entries:
+                if entry.reason:
+                    metrics.QUARANTINED.labels(partition.section.name, entry.reason).inc()
         else:
             # A claim speaks of this topic's log, too: what the broker answered may have been another's.
             self._require_chain(chain)

@@ -48,6 +48,7 @@ class Entry(NamedTuple):
         tms: Exchange stamp of a book, ms.
         received_us: Receive time, µs.
         line: The line to be written.
+        reason: Why it goes into quarantine; empty if it does not.
     """
 
     offset: int
@@ -57,6 +58,7 @@ class Entry(NamedTuple):
     tms: int | None
     received_us: int
     line: bytes
+    reason: str = ""
 
 
 def read_record(
@@ -91,7 +93,7 @@ def read_record(
     head = (partition, offset, envelope.received_us, envelope.connection)
     line = lines.quarantine_line(*head, found, key, value)
     minute_ms = _minute(envelope.received_us // 1000)
-    return Entry(offset, "quarantine", "", minute_ms, None, envelope.received_us, line)
+    return Entry(offset, "quarantine", "", minute_ms, None, envelope.received_us, line, found)
 
 
 def _understand(partition: int, offset: int, value: bytes | None, envelope: Envelope) -> Entry | str:

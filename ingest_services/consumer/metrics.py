@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -32,8 +32,17 @@ FENCED = Counter(
 MISSING = Counter(
     "cryptostream_consumer_offsets_missing", "Offsets that never came", ["section"], registry=REGISTRY
 )
+QUARANTINED = Counter(
+    "cryptostream_consumer_quarantined",
+    "Records committed to quarantine, by reason",
+    ["section", "reason"],
+    registry=REGISTRY,
+)
 RETRIES = Counter(
-    "cryptostream_consumer_store_retries", "Store failures that were tried again", ["what"], registry=REGISTRY
+    "cryptostream_consumer_store_retries",
+    "Store failures that were tried again",
+    ["what", "cause"],
+    registry=REGISTRY,
 )
 LAG = Gauge(
     "cryptostream_consumer_lag_records",
@@ -51,6 +60,24 @@ THROUGH = Gauge(
     "cryptostream_consumer_minutes_through_seconds",
     "End of the last minute claimed, s since the epoch",
     ["topic", "partition"],
+    registry=REGISTRY,
+)
+OLDEST = Gauge(
+    "cryptostream_consumer_oldest_buffered_age_seconds",
+    "Since the oldest record that was read and not yet committed was received",
+    ["topic", "partition"],
+    registry=REGISTRY,
+)
+BEHIND = Gauge(
+    "cryptostream_consumer_claim_behind_seconds",
+    "How far the claim of a partition is behind, whoever carries it",
+    ["topic", "partition"],
+    registry=REGISTRY,
+)
+UPLOAD_SECONDS = Histogram(
+    "cryptostream_consumer_upload_seconds",
+    "To create one object, failures and pauses included",
+    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),
     registry=REGISTRY,
 )
 COMMIT_SECONDS = Histogram(
@@ -74,6 +101,11 @@ class Watched(Protocol):
         """When it last asked the broker for records, monotonic clock; 0 if never."""
         ...
 
+    @property
+    def trouble(self) -> str:
+        """Why it cannot carry; empty if it can."""
+        ...
+
 
 class Running(Protocol):
     """The thread that a carrier runs in."""
@@ -86,9 +118,15 @@ class Running(Protocol):
 class ConsumerHealth:
     """Judges the carriers of one process: one that ended is a failure; one that reads nothing may wait."""
 
-    def __init__(self, began_s: float) -> None:
-        """Begin with nothing at work; `began_s` is the monotonic clock."""
+    def __init__(self, began_s: float, alarms: Callable[[], Iterable[str]] = lambda: ()) -> None:
+        """Begin with nothing at work.
+
+        Args:
+            began_s: Now, monotonic clock.
+            alarms: Tells what else is wrong: a store that fails, partitions that are nobody's.
+        """
         self._began_s = began_s
+        self._alarms = alarms
         self._carriers: list[tuple[Watched, Running]] = []
         self.ending = False
 
@@ -106,9 +144,11 @@ class ConsumerHealth:
             age_s = now_s - (carrier.polled_s or self._began_s)
             if run.done() and not self.ending:
                 failed.append(f"{names}: its thread ended")
+            elif carrier.trouble:
+                degraded.append(f"{names}: {carrier.trouble}")
             elif age_s > POLLED_S:
                 degraded.append(
                     f"{names}: nothing was read for {age_s:.0f} s; is the broker or the store away?"
                 )
             figures.update({name: {"polled_age_s": round(age_s, 3)} for name in carrier.names})
-        return Health(tuple(failed), tuple(degraded), figures)
+        return Health(tuple(failed), (*degraded, *self._alarms()), figures)

@@ -16,6 +16,7 @@ from ingest_services.config import ConsumerSection
 from ingest_services.consumer import metrics
 from ingest_services.consumer.carrier import Carrier
 from ingest_services.consumer.sink import Sink, Stopped
+from ingest_services.consumer.watch import Watch
 from ingest_services.lake import layout
 from ingest_services.lake.store import open_store
 from ingest_services.monitor import serve
@@ -50,12 +51,21 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
     store = open_store(settings.raw_url)
     require_whole_topics(sections, settings)
     layout.claim_lake(store, settings.source, settings.market_time_zone)
-    health = metrics.ConsumerHealth(time.monotonic())
+    stopping, gave_up, committed = threading.Event(), threading.Event(), threading.Event()
+    uploads = ThreadPoolExecutor(PARALLEL_UPLOADS, "upload")
+    sink = Sink(
+        store,
+        settings.zone,
+        layout.SUFFIXES[settings.compression],
+        uploads,
+        lambda _: None,
+        gave_up,
+    )
+    watch = Watch(store, [section.topic for section in sections], sink.clock)
+    health = metrics.ConsumerHealth(time.monotonic(), lambda: (*_store_alarms(sink), *watch.reasons))
     server = None if metrics_port is None else serve(metrics.REGISTRY, health, metrics_port)
-
-    stopping, gave_up = threading.Event(), threading.Event()
-
-    committed = threading.Event()
+    # A daemon: a store that hangs must not keep the process.
+    threading.Thread(target=watch.run, args=(stopping,), name="watch", daemon=True).start()
 
     def end() -> None:
         log.error("did not end in time, ending", committed=committed.is_set())
@@ -74,15 +84,6 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
         wind_up()
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    uploads = ThreadPoolExecutor(PARALLEL_UPLOADS, "upload")
-    sink = Sink(
-        store,
-        settings.zone,
-        layout.SUFFIXES[settings.compression],
-        uploads,
-        lambda what: metrics.RETRIES.labels(what).inc(),
-        gave_up,
-    )
     # One budget for the process, however its sections are grouped.
     partition_budget = (settings.memory_budget_mb << 20) // len(sections)
     groups = {section.group: [s for s in sections if s.group == section.group] for section in sections}
@@ -110,6 +111,10 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
             signal.signal(number, handler)
     log.info("stopped")
     return 0
+
+
+def _store_alarms(sink: Sink) -> list[str]:
+    return [f"the store fails ({what}: {error})" for what, error in sorted(dict(sink.failing).items())]
 
 
 def require_whole_topics(sections: Sequence[ConsumerSection], settings: IngestSettings) -> None:

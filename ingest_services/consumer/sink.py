@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 import threading
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from zoneinfo import ZoneInfo
 import structlog
 from crc32c import crc32c
 
+from ingest_services.consumer import metrics
 from ingest_services.consumer.buffer import Batch
 from ingest_services.consumer.clock import Clock
 from ingest_services.consumer.entries import Entry
@@ -39,9 +41,10 @@ class Sink:
         zone: The market's time zone, for paths.
         suffix: Ending of object names, which says how they are compressed.
         uploads: Runs uploads in parallel, so bounds their number.
-        on_retry: Called with the cause whenever the store failed and is tried again.
+        on_retry: Called with what was done whenever the store failed and is tried again.
         gave_up: Set when there is no more time to wait for the store.
         clock: What time it is.
+        failing: What the store fails at now, and how; told by the process's health.
     """
 
     store: ObjectStore
@@ -51,6 +54,7 @@ class Sink:
     on_retry: Callable[[str], None]
     gave_up: threading.Event
     clock: Clock = field(default_factory=Clock)
+    failing: dict[str, str] = field(default_factory=dict)
 
     def commit(self, chain: int, partition: int, batch: Batch, still_ours: Callable[[], None]) -> Commit:
         """Write a batch's objects, then its commit.
@@ -121,7 +125,8 @@ class Sink:
                 {"heartbeat": "coverage", "quarantine": "quarantine"}[kind], minute_ms, *place
             )
         data = lines.compress(b"".join(entry.line for entry in entries), self.suffix)
-        self.persist("upload", lambda: self._create(path, data))
+        with metrics.UPLOAD_SECONDS.time():
+            self.persist("upload", lambda: self._create(path, data))
         return CommitFile(
             kind=kind,
             path=path,
@@ -157,13 +162,25 @@ class Sink:
         backoff_s = 0.1
         while True:
             try:
-                return operation()
+                done = operation()
             except OSError as error:
                 structlog.get_logger().warning("store failed, trying again", what=what, error=str(error))
                 self.on_retry(what)
+                metrics.RETRIES.labels(what, _cause_of(error)).inc()
+                self.failing[what] = str(error)
                 if self.gave_up.wait(backoff_s):
                     raise Stopped(f"{what}: {error}") from error
                 backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+            else:
+                self.failing.pop(what, None)
+                return done
+
+
+def _cause_of(error: OSError) -> str:
+    """Return a short name of what went wrong: ENOSPC, TooManyRequests, ReadTimeout."""
+    if error.errno is not None:
+        return errno.errorcode.get(error.errno, "other")
+    return type(error.__cause__ or error).__name__
 
 
 def _rows(files: tuple[CommitFile, ...], kind: FileKind) -> int:

@@ -21,6 +21,7 @@ from crc32c import crc32c
 from ingest_services.errors import UserError
 from ingest_services.lake import chain as chains
 from ingest_services.lake import layout, lines
+from ingest_services.lake.carried import STALE_MS, behind_ms
 from ingest_services.lake.chain import Chain, Commit, CommitFile, Progress
 from ingest_services.lake.layout import MINUTE_MS, LakeIdentity
 from ingest_services.lake.slots import Slots, Taken, Verdict, in_order, judge_objects
@@ -33,8 +34,6 @@ READERS = 16
 MAX_LISTED = 1000
 # Objects that are being read or waiting to be; bounds memory together with their size.
 MAX_WAITING = 512
-# A partition whose claim is older than its chain's newest by this much is nobody's, or stuck.
-STALE_MS = 10 * MINUTE_MS
 
 _ROOMS = {"book": "book", "heartbeat": "coverage", "quarantine": "quarantine"}
 
@@ -406,9 +405,9 @@ class _Audit:
 
     def _require_carried(self, chain: Chain) -> None:
         # All claims anew, at once: the walk takes its time, and they are compared with one another.
-        for partition, behind_ms in stale_partitions(self._store, chain).items():
+        for partition, behind in _stale(self._store, chain).items():
             self._report.violate(
-                f"its last claim is {behind_ms // MINUTE_MS} minutes behind the partitions beside it",
+                f"its last claim is {behind // MINUTE_MS} minutes behind the partitions beside it",
                 f"chain {chain.number} partition {partition}",
                 f"start the consumer section of topic {chain.topic} partition {partition}",
             )
@@ -603,21 +602,8 @@ def _read_chains(store: ObjectStore, report: Report) -> list[Chain]:
     return list(known.values())
 
 
-def stale_partitions(store: ObjectStore, chain: Chain, now_ms: int | None = None) -> dict[int, int]:
-    """Return which partitions of an open chain nobody carries: how far their claims are behind, ms.
-
-    Args:
-        store: The lake.
-        chain: The chain.
-        now_ms: Compare with this instant; None: with the newest claim beside them.
-    """
-    through = {}
-    for partition in chain.partitions:
-        claim = chains.read_progress(store, chain.number, partition)
-        # A chain that was just opened has claimed nothing yet.
-        through[partition] = max(claim.minutes_through_ms if claim else 0, chain.since_ms)
-    newest = max(through.values()) if now_ms is None else now_ms
-    return {p: newest - through_ms for p, through_ms in through.items() if newest - through_ms > STALE_MS}
+def _stale(store: ObjectStore, chain: Chain, now_ms: int | None = None) -> dict[int, int]:
+    return {p: behind for p, behind in behind_ms(store, chain, now_ms).items() if behind > STALE_MS}
 
 
 def _compare_broker(
@@ -667,7 +653,7 @@ def _beyond(log: BrokerLog, ends: Mapping[int, int]) -> dict[int, int]:
 
 
 def _compare_log(store: ObjectStore, report: Report, chain: Chain, log: BrokerLog) -> None:
-    stale = stale_partitions(store, chain, time.time_ns() // 1_000_000)
+    stale = _stale(store, chain, time.time_ns() // 1_000_000)
     for found in (p for p in report.partitions if p.chain == chain.number):
         start, end = log.start[found.partition], log.end[found.partition]
         where = f"chain {chain.number} partition {found.partition}, topic {chain.topic}"

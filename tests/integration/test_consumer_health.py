@@ -26,6 +26,7 @@ from tests.scripted_exchange import wait_until
 class Carrier:
     names: tuple[str, ...]
     polled_s: float
+    trouble: str = ""
 
 
 def test_a_carrier_that_ended_is_failed_and_one_that_waits_is_degraded() -> None:
@@ -39,10 +40,22 @@ def test_a_carrier_that_ended_is_failed_and_one_that_waits_is_degraded() -> None
     assert (found.status, set(found.sections)) == (Status.OK, {"a", "b", "c"})
     judge.watch(Carrier(("d",), now_s - POLLED_S - 1), Future())
     assert judge().degraded == ("d: nothing was read for 16 s; is the broker or the store away?",)
+    judge.watch(Carrier(("e",), now_s, "cannot carry (topic t does not exist)"), Future())
+    assert judge().degraded[1] == "e: cannot carry (topic t does not exist)"
     going.set_result(None)
     assert judge().failed == ("a, b: its thread ended",)
     judge.ending = True
     assert judge().status is Status.DEGRADED
+
+
+def test_what_else_is_wrong_is_told_for_as_long_as_it_is() -> None:
+    alarms: list[str] = []
+    judge = ConsumerHealth(time.monotonic(), lambda: alarms)
+    judge.watch(Carrier(("a",), time.monotonic()), Future())
+    alarms.append("the store fails (upload: No space left on device)")
+    assert (judge().status, judge().degraded) == (Status.DEGRADED, tuple(alarms))
+    alarms.clear()
+    assert judge().status is Status.OK
 
 
 def test_a_consumer_tells_how_it_is(broker: Broker, tmp_path: Path) -> None:

@@ -210,8 +210,15 @@ def test_the_page_says_what_a_consumer_serves() -> None:
     consumer_metrics.COMMITTED.labels("s", "book")
     for counter in (consumer_metrics.COMMITS, consumer_metrics.FENCED, consumer_metrics.MISSING):
         counter.labels("s")
-    consumer_metrics.RETRIES.labels("chain")
-    for gauge in (consumer_metrics.LAG, consumer_metrics.BUFFERED, consumer_metrics.THROUGH):
+    consumer_metrics.RETRIES.labels("chain", "ENOSPC")
+    consumer_metrics.QUARANTINED.labels("s", "not JSON")
+    for gauge in (
+        consumer_metrics.LAG,
+        consumer_metrics.BUFFERED,
+        consumer_metrics.OLDEST,
+        consumer_metrics.THROUGH,
+        consumer_metrics.BEHIND,
+    ):
         gauge.labels("t", 0)
     ours = {
         name: what
