@@ -10,6 +10,7 @@ means.
 from __future__ import annotations
 
 import enum
+import math
 import secrets
 import ssl
 import struct
@@ -105,15 +106,20 @@ class _Socket(websocket.WebSocket):
     """Reads as much as there is at once, and remembers when.
 
     The library asks the operating system three times for each frame, and each time another thread may take
-    the interpreter. `received_ns` is the moment at which the last piece of the current frame came in.
+    the interpreter. `received_ns` is the moment at which the last piece of the current frame came in. The
+    library's own timeout is one for each piece: `until_s` (monotonic clock) also ends the reading of a frame
+    that trickles in; it goes on where it was with the next read.
     """
 
     received_ns = 0
+    until_s = math.inf
     _ahead = b""
     _at = 0
 
     def _recv(self, size: int) -> bytes:
         if self._at >= len(self._ahead):
+            if time.monotonic() >= self.until_s:
+                raise websocket.WebSocketTimeoutException("the frame is not whole yet")
             self._ahead = super()._recv(READ_BYTES)  # type: ignore[no-untyped-call]
             self.received_ns = time.time_ns()
             self._at = 0
@@ -256,6 +262,7 @@ class Feed(threading.Thread):
     def _read(self, socket: _Socket, connection: Connection, messages: MessageLimiter) -> str:
         watch = Watch(time.monotonic(), time.time())
         close_s: float | None = None
+        doomed_s: float | None = None
         socket.settimeout(POLL_S)
         while True:
             now_s = time.monotonic()
@@ -269,13 +276,17 @@ class Feed(threading.Thread):
                 close_s = now_s + CLOSE_TIMEOUT_S
             else:
                 action = watch.due(now_s, time.time())
-                if action is Action.GIVE_UP:
+                if action is not Action.GIVE_UP:
+                    doomed_s = None
+                elif doomed_s is None:
+                    # If it was we who did not come to read (the process was stopped, the machine slept, the
+                    # disk hung), the exchange's frames wait in the kernel, and no silence is proven.
+                    doomed_s = now_s
+                elif now_s - doomed_s >= POLL_S:
                     self._supervision.enter(State.STALLED)
                     return "stalled"
-                if action is Action.PING and messages.take(now_s):
-                    socket.ping()
-                elif action is Action.ASK_UP:
-                    _send(socket, messages, PING)
+                _do(action, socket, messages, now_s)
+            socket.until_s = time.monotonic() + POLL_S
             try:
                 opcode, frame = socket.recv_data_frame(control_frame=True)
             except websocket.WebSocketTimeoutException:
@@ -321,6 +332,13 @@ class Feed(threading.Thread):
             **({"cause": cause} if cause else {}),
         )
         self._on_state(self, now)
+
+
+def _do(action: Action, socket: _Socket, messages: MessageLimiter, now_s: float) -> None:
+    if action is Action.PING and messages.take(now_s):
+        socket.ping()
+    elif action is Action.ASK_UP:
+        _send(socket, messages, PING)
 
 
 def _send(socket: _Socket, messages: MessageLimiter, text: bytes) -> None:

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 from typing import Any, NamedTuple
 
 import orjson
@@ -21,6 +21,10 @@ from ingest_services.upbit.frames import exchange_ms
 from ingest_services.upbit.markets import ticker_of
 
 TIMEOUT_S = 5.0
+# The timeout is one for each piece of an answer; the whole of it gets this long, and no more than so much.
+ANSWER_S = 15.0
+ANSWER_BYTES = 32 * 1024 * 1024
+READ_BYTES = 64 * 1024
 # Upbit takes 10 requests a second in each group. We need one every few seconds; other programs may share the
 # address.
 EVERY_S = 0.25
@@ -121,7 +125,7 @@ class Rest:
         url = self.url + path
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:  # noqa: S310 (a setting, not input)
-                answer = orjson.loads(response.read())
+                answer = orjson.loads(_read(response))
         except urllib.error.HTTPError as error:
             with error:
                 if error.code in SLOW_DOWN_S:
@@ -150,6 +154,27 @@ class Rest:
         with self._lock:
             self.refused += 1
             self._free_s = self._clock() + self._blocks.next_s(at_least_s)
+
+
+def _read(response: HTTPResponse) -> bytes:
+    """Return the whole body of an answer.
+
+    Raises:
+        TimeoutError: If it trickles in.
+        ValueError: If it is larger than any answer of the exchange.
+        HTTPException: If it is cut off.
+    """
+    until_s = time.monotonic() + ANSWER_S
+    body = bytearray()
+    while piece := response.read1(READ_BYTES):
+        body += piece
+        if len(body) > ANSWER_BYTES:
+            raise ValueError(f"the answer has more than {ANSWER_BYTES} bytes")
+        if time.monotonic() > until_s:
+            raise TimeoutError(f"the answer was not whole after {ANSWER_S:.0f} s")
+    if response.length:
+        raise IncompleteRead(bytes(body), response.length)
+    return bytes(body)
 
 
 def _is_market(code: str) -> bool:

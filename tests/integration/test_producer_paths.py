@@ -133,6 +133,45 @@ def test_an_exchange_that_accepts_and_says_nothing_is_waited_for_within_a_bound(
         server.server_close()
 
 
+@contextmanager
+def pouring(piece: bytes, every_s: float) -> Iterator[str]:
+    """Answer every question with pieces of a body, for ever; yields the URL."""
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                while not over.wait(every_s):
+                    self.wfile.write(piece)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        over.set()
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_answer_that_trickles_in_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rest, "ANSWER_S", 0.5)
+    with pouring(b" ", 0.05) as url, pytest.raises(RestError, match="not whole"):
+        Rest(url).markets()
+
+
+def test_an_answer_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rest, "ANSWER_BYTES", 1 << 20)
+    with pouring(b" " * 65536, 0.0) as url, pytest.raises(RestError, match="more than"):
+        Rest(url).markets()
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda children: (
