@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -31,6 +32,8 @@ BATCH_BYTES = 256 * 1024
 DELIVERY_TIMEOUT_MS = 10 * 365 * 24 * 3600 * 1000
 # `send` blocks only while the topic's metadata is unknown; a lane that has to wait says so instead.
 MAX_BLOCK_MS = 20
+# Between a lane that broke and the next: brokers that refuse whatever is sent must not become a storm.
+REMAKE_BASE_S, REMAKE_CAP_S = 0.1, 10.0
 # What a record adds to its value: key, headers and the client's own objects.
 RECORD_OVERHEAD_BYTES = 600
 
@@ -96,10 +99,11 @@ class Lane(Generic[Tag]):
         self._made: deque[KafkaProducer] = deque(maxlen=1)
         self._arrived = threading.Event()
         self._closing = threading.Event()
+        self._breaks = Backoff(REMAKE_BASE_S, REMAKE_CAP_S)
         self.sent: deque[Sent[Tag]] = deque()
         self.bytes = 0
         self.broken = False
-        self._begin_making()
+        self._begin_making(0.0)
 
     @property
     def ready(self) -> bool:
@@ -135,7 +139,9 @@ class Lane(Generic[Tag]):
                 key=record.key,
                 headers=record.headers,
                 partition=self._partition,
-                timestamp_ms=record.received_us // 1000,
+                # Brokers refuse stamps in the future. `received_us` stays what it was, even if the clock was
+                # ahead; the spool must not wait for that hour.
+                timestamp_ms=min(record.received_us // 1000, time.time_ns() // 1_000_000),
             )
         except MessageSizeTooLargeError:
             return Outcome.REFUSED
@@ -155,6 +161,7 @@ class Lane(Generic[Tag]):
                 return
             self.sent.popleft()
             self.bytes -= len(first.record.value) + RECORD_OVERHEAD_BYTES
+            self._breaks.reset()
             yield first
 
     def take_back(self) -> list[Sent[Tag]]:
@@ -163,7 +170,7 @@ class Lane(Generic[Tag]):
         self.sent.clear()
         self.bytes = 0
         self.broken = False
-        self._begin_making()
+        self._begin_making(self._breaks.next_s())
         return back
 
     def close(self) -> None:
@@ -182,16 +189,21 @@ class Lane(Generic[Tag]):
             _discard(self._producer)
             self._producer = None
 
-    def _begin_making(self) -> None:
-        threading.Thread(target=self._make, name=f"{self._name}-connect", daemon=True).start()
+    def _begin_making(self, delay_s: float) -> None:
+        threading.Thread(
+            target=self._make, args=(delay_s,), name=f"{self._name}-connect", daemon=True
+        ).start()
 
-    def _make(self) -> None:
+    def _make(self, delay_s: float) -> None:
         backoff = Backoff(base_s=0.1, cap_s=2.0)
+        self._closing.wait(delay_s)
         while not self._closing.is_set():
             try:
                 producer = connect_producer(self._bootstrap)
             except (KafkaError, OSError) as error:
                 _log.debug("kafka_not_reached", lane=self._name, error=str(error))
+            except Exception:  # noqa: BLE001 (a lane that nobody makes any more would spool for ever)
+                _log.exception("kafka_client_failed", lane=self._name)
             else:
                 if self._partition_known(producer):
                     self._made.append(producer)
