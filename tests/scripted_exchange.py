@@ -44,6 +44,7 @@ class ScriptedExchange:
     def __init__(self) -> None:
         self.port = 0
         self.markets = ["KRW-BTC", "KRW-ETH"]
+        self.bookless: set[str] = set()
         self.requests: list[list[dict[str, Any]]] = []
         self.origins: list[str | None] = []
         self.sent: list[bytes] = []
@@ -99,6 +100,14 @@ class ScriptedExchange:
                 await client.send_bytes(frame)
                 self.sent.append(frame)
 
+    def _snapshot(self, market: str) -> bytes:
+        """Return the present book, as the REST API tells it; a new one if there is none yet."""
+        if market in self.books:
+            return self.books[market].replace(b'"REALTIME"', b'"SNAPSHOT"')
+        frame = book(market, int(time.time() * 1000), len(self.sent), "SNAPSHOT")
+        self._remember(frame)
+        return frame
+
     def _remember(self, frame: bytes) -> None:
         with suppress(orjson.JSONDecodeError, KeyError, TypeError):
             self.books[orjson.loads(frame)["cd"]] = frame
@@ -135,8 +144,7 @@ class ScriptedExchange:
                             market = code.rsplit(".", 1)[0]
                             if market in self.silent_codes:
                                 continue
-                            frame = book(market, int(time.time() * 1000), len(self.sent), "SNAPSHOT")
-                            self._remember(frame)
+                            frame = self._snapshot(market)
                             await socket.send_bytes(frame)
                             self.sent.append(frame)
                     self._clients.append(socket)
@@ -158,7 +166,7 @@ class ScriptedExchange:
         if self.rest_refuses_with is not None:
             return web.json_response({"error": {"name": "no"}}, status=self.rest_refuses_with)
         codes = request.query["markets"].split(",")
-        if not set(codes) <= set(self.markets):
+        if not set(codes) <= set(self.markets) - self.bookless:
             return web.json_response({"error": {"name": 404, "message": "Code not found"}}, status=404)
         return web.json_response([_rest(code, orjson.loads(self.books[code])) for code in codes])
 

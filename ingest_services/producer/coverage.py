@@ -55,7 +55,7 @@ class CoverageTracker:
         self._connection = connection
         self._subscribed = tuple(tickers)
         self._unseen = set(self._subscribed)
-        self._doubted: set[str] = set()
+        self._doubted: dict[str, int] = {}
         self._every_us = every_us
         self._since: dict[str, int] = {}
         self._ended: list[tuple[int, int, str]] = []
@@ -88,20 +88,26 @@ class CoverageTracker:
         self._last_us = at_us
         if ticker in self._unseen:
             self._unseen.discard(ticker)
-            self._doubted.discard(ticker)
+            self._doubted.pop(ticker, None)
             self._since[ticker] = at_us
         return heartbeat
 
-    def lose(self, at_us: int, ticker: str | None) -> None:
+    def lose(self, at_us: int, ticker: str | None) -> list[Heartbeat]:
         """Take note that a frame could not be kept.
 
         Args:
             at_us: When it was received, µs since the epoch.
             ticker: Whose book it was; None if it could have been anyone's.
+
+        Returns:
+            Heartbeats that take back what was told of the time behind it, if the loss was noticed that late.
         """
-        for each in [ticker] if ticker is not None else [*self._since, *self._doubted]:
-            self._doubted.discard(each)
+        lost = [ticker] if ticker is not None else [*self._since, *self._doubted]
+        late = {each: at_us for each in lost if self._since.get(each, at_us) > at_us}
+        for each in lost:
+            self._doubted.pop(each, None)
             self._end(at_us, each)
+        return self.retract(late)
 
     def doubt(self, at_us: int) -> None:
         """Take note of a frame that was kept and that nobody can read: it could have been anyone's book.
@@ -109,19 +115,21 @@ class CoverageTracker:
         Args:
             at_us: When it was received, µs since the epoch.
         """
-        for ticker in list(self._since):
-            self._doubted.add(ticker)
+        for ticker in [*self._since, *self._doubted]:
+            self._doubted[ticker] = at_us
             self._end(at_us, ticker)
 
     def prove(self, since_us: Mapping[str, int]) -> None:
         """Take note that tickers in doubt have not missed anything: their coverage begins again.
 
+        A proof from before the last frame that nobody could read says nothing about that frame.
+
         Args:
             since_us: By ticker, from when on its book is known again, µs since the epoch.
         """
         for ticker, proof_us in since_us.items():
-            if ticker in self._doubted:
-                self._doubted.discard(ticker)
+            if self._doubted.get(ticker, proof_us) < proof_us:
+                del self._doubted[ticker]
                 self._unseen.discard(ticker)
                 self._since[ticker] = max(proof_us, self._told_us)
 
@@ -143,7 +151,7 @@ class CoverageTracker:
         for ticker, proof_us in since_us.items():
             if not proof_us:
                 continue  # it never delivered, and nothing was ever claimed
-            self._doubted.discard(ticker)
+            self._doubted.pop(ticker, None)
             self._end(proof_us, ticker)
             # What of this was never claimed is no claim taken back, and does no harm.
             for span in split_at_minutes(proof_us, self._told_us):

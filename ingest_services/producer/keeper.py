@@ -33,6 +33,8 @@ ASK_EVERY_S = 3.0
 RENEW_BASE_S, RENEW_CAP_S = 5.0, 300.0
 # No dead subscription for this long: the next one is the first of its kind.
 CALM_S = 900.0
+# One unknown code fails a question for all: so many questions find one among all markets that has no book.
+SIFT_QUESTIONS = 24
 
 _log = structlog.get_logger()
 
@@ -74,6 +76,10 @@ class Keeper(threading.Thread):
         self._renew_backoff = Backoff(RENEW_BASE_S, RENEW_CAP_S)
         self._renewed_s = -CALM_S
         self._renew_after_s = 0.0
+        self._silence_backoff = Backoff(RENEW_BASE_S, RENEW_CAP_S)
+        self._replace_after_s = 0.0
+        # Replaced feeds that may still be reading what was on its way.
+        self._leaving: list[Feed] = []
         self._asked_s = 0.0
         self._unknown: set[str] = set()
 
@@ -109,23 +115,24 @@ class Keeper(threading.Thread):
 
     def join_feeds(self, deadline_s: float) -> None:
         """Wait for the end of the connections until a deadline (monotonic clock)."""
-        for feed in self._feeds:
+        for feed in [*self._leaving, *self._feeds]:
             if feed.ident is not None:
                 feed.join(max(0.0, deadline_s - time.monotonic()))
 
     # ---- one turn
 
     def _turn(self, now_s: float) -> None:
-        if len(self._feeds) > 1:
-            self._hand_over()
-            return
         feed = self._feeds[0]
         connection = feed.connection
         if connection is not None:
             self._bury(connection, now_s)
             if now_s - self._asked_s >= ASK_EVERY_S:
                 self._look(connection, now_s)
-        if self._wanted != feed.markets:
+        if len(self._feeds) > 1:
+            self._hand_over()
+        elif now_s < self._replace_after_s:
+            return
+        elif self._wanted != feed.markets:
             self._replace("markets")
         elif self._renew and now_s >= self._renew_after_s:
             self._renew = False
@@ -144,20 +151,33 @@ class Keeper(threading.Thread):
 
     def _hand_over(self) -> None:
         old, new = self._feeds
-        connection = new.connection
+        before, connection = old.connection, new.connection
         if connection is None or not connection.silences.settled:
             return
-        if old.connection is not None and len(connection.silences.unheard()) == len(connection.tickers):
-            _log.error("replacement_silent", section=self._section, connection=connection.name)
+        self._leaving = [feed for feed in self._leaving if feed.is_alive()]
+        if before is not None and len(connection.silences.unheard()) == len(connection.tickers):
+            retry_s = self._silence_backoff.next_s()
+            _log.error(
+                "replacement_silent",
+                section=self._section,
+                connection=connection.name,
+                retry_in_s=round(retry_s, 1),
+            )
             with self._lock:
                 self._feeds = [old]
+                self._leaving.append(new)
                 new.stop()
-            self._plan_renewal(time.monotonic())
+            self._renew = True
+            self._renew_after_s = self._replace_after_s = time.monotonic() + retry_s
             return
-        if old.connection is not None:
-            old.connection.silences.compare(connection.silences)
+        if before is not None:
+            before.silences.compare(connection.silences)
+        self._silence_backoff.reset()
+        # Whatever was dead on the old one is subscribed anew.
+        self._renew = False
         with self._lock:
             self._feeds = [new]
+            self._leaving.append(old)
             self._stats.markets = len(new.markets)
             self._stats.state = new.state
             old.stop()
@@ -168,9 +188,9 @@ class Keeper(threading.Thread):
         dead = connection.silences.dead()
         if not dead:
             return
+        self._inbox.put((time.time_ns() // 1000, connection, Dead(dead)))
         _log.error("dead_subscription", connection=connection.name, tickers=sorted(dead))
         self._stats.verdicts[Verdict.DEAD] += len(dead)
-        self._inbox.put((time.time_ns() // 1000, connection, Dead(dead)))
         self._plan_renewal(now_s)
 
     def _plan_renewal(self, now_s: float) -> None:
@@ -201,6 +221,7 @@ class Keeper(threading.Thread):
         except RestError as error:
             _log.warning("overdue_unanswered", connection=connection.name, error=str(error), tickers=overdue)
             self._stats.verdicts[Verdict.UNANSWERED] += len(overdue)
+            silences.leave_open(overdue)
             return
         answered_us = time.time_ns() // 1000
         proven: dict[str, int] = {}
@@ -220,17 +241,43 @@ class Keeper(threading.Thread):
 
     def _present_books(self, tickers: dict[str, str]) -> tuple[dict[str, RestBook], list[str]]:
         """Return the present books by ticker, and the tickers that the exchange does not know."""
-        markets = set(tickers)
         try:
-            books = self._rest.books(sorted(markets))
+            books = self._rest.books(sorted(tickers))
         except RestError as error:
             if error.status != 404:
                 raise
             # One unknown code fails them all.
-            markets &= set(self._rest.markets())
-            books = self._rest.books(sorted(markets)) if markets else {}
+            listed = set(tickers).intersection(self._rest.markets())
+            books, bookless = self._sift(sorted(listed))
+            unknown = set(tickers).difference(listed).union(bookless)
+        else:
+            unknown = set()
         found = {tickers[market]: book for market, book in books.items() if market in tickers}
-        return found, sorted(ticker for market, ticker in tickers.items() if market not in markets)
+        return found, sorted(tickers[market] for market in unknown)
+
+    def _sift(self, markets: list[str]) -> tuple[dict[str, RestBook], set[str]]:
+        """Return the books of listed markets, and those that have none: each half is asked for by itself.
+
+        Markets that were not come to stay overdue, and are asked for again without those.
+        """
+        books: dict[str, RestBook] = {}
+        bookless: set[str] = set()
+        waiting = [markets]
+        for _ in range(SIFT_QUESTIONS):
+            some = waiting.pop() if waiting else []
+            if not some:
+                break
+            try:
+                books |= self._rest.books(some)
+            except RestError as error:
+                if error.status != 404:
+                    raise
+                if len(some) == 1:
+                    bookless.update(some)
+                else:
+                    middle = len(some) // 2
+                    waiting += [some[:middle], some[middle:]]
+        return books, bookless
 
     def _new_feed(self, markets: tuple[str, ...]) -> Feed:
         return self._make_feed(markets, self._on_state)

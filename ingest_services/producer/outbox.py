@@ -89,6 +89,11 @@ class Outbox:
         """Whether an acknowledgement is awaited."""
         return bool(self._live.sent) or bool(self._backlog and self._backlog.sent)
 
+    @property
+    def losing(self) -> bool:
+        """Whether records would be lost now: they go to the spool, and it did not take the last one."""
+        return self._stats.spooling and self._losing > 0
+
     def put(self, record: Outgoing, now_s: float) -> None:
         """Take one record.
 

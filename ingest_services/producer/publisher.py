@@ -53,7 +53,8 @@ class Publisher(threading.Thread):
         self._section = section
         self._inbox = inbox
         self._stats = stats
-        self._trackers: dict[str, CoverageTracker] = {}
+        self._trackers: dict[str, tuple[Connection, CoverageTracker]] = {}
+        self._unkept: list[Outgoing] = []
         self._stopping = threading.Event()
         self._now_us = 0
         self.outbox = make_outbox(self._cut, self._lose)
@@ -90,36 +91,44 @@ class Publisher(threading.Thread):
             now_s = time.monotonic()
             self._stats.publisher_turn_s = now_s
             outbox.pump(now_s)
-        for heartbeat in self._cut():
-            outbox.put(heartbeat, time.monotonic())
+            if self._unkept and not outbox.losing:
+                self._take_back_again(now_s)
+        # Of these connections nobody told the end in time.
+        for connection, tracker in list(self._trackers.values()):
+            self._end(connection, tracker, by_us=False, now_s=time.monotonic())
+        self._take_back_again(time.monotonic())
         self.drained = outbox.finish(time.monotonic() + FLUSH_TIMEOUT_S)
+        if self._unkept:
+            _log.error("claims_not_taken_back", section=self._section, heartbeats=len(self._unkept))
 
     def _take(
         self, at_us: int, connection: Connection, data: bytes | Signal | Dead | Proven, now_s: float
     ) -> None:
         self._now_us = at_us
-        tracker = self._trackers.get(connection.name)
+        _, tracker = self._trackers.get(connection.name, (connection, None))
         if tracker is None:
             if isinstance(data, Dead | Proven):
                 # The connection has ended meanwhile, and its end took back what was in doubt.
                 return
-            tracker = self._trackers[connection.name] = CoverageTracker(
-                self._section, connection.name, connection.tickers, at_us
-            )
+            tracker = CoverageTracker(self._section, connection.name, connection.tickers, at_us)
+            self._trackers[connection.name] = connection, tracker
         if isinstance(data, bytes):
             self._take_frame(at_us, connection, tracker, data, now_s)
         elif isinstance(data, Proven):
             tracker.prove(data.since_us)
+        elif isinstance(data, Dead):
+            self._take_back(tracker, data.since_us, now_s)
         else:
             connection.silences.alive(at_us)
             if data is Signal.ALIVE:
                 self._tell(tracker.receive(at_us), now_s)
-            elif isinstance(data, Dead):
-                self._take_back(tracker, data.since_us, now_s)
             else:
-                self._take_back(tracker, connection.silences.doubtful(data is Signal.STOPPED), now_s)
-                self._tell(tracker.finish(), now_s)
-                del self._trackers[connection.name]
+                self._end(connection, tracker, by_us=data is Signal.STOPPED, now_s=now_s)
+
+    def _end(self, connection: Connection, tracker: CoverageTracker, *, by_us: bool, now_s: float) -> None:
+        self._take_back(tracker, connection.silences.doubtful(by_us), now_s)
+        self._tell(tracker.finish(), now_s)
+        del self._trackers[connection.name]
 
     def _take_frame(
         self, at_us: int, connection: Connection, tracker: CoverageTracker, data: bytes, now_s: float
@@ -128,6 +137,9 @@ class Publisher(threading.Thread):
         if isinstance(frame, Book):
             ticker = frame.ticker
             connection.silences.message(at_us)
+            proof_us = connection.silences.returned(ticker, at_us)
+            if proof_us:
+                self._take_back(tracker, {ticker: proof_us}, now_s)
             self._tell(tracker.receive(at_us, ticker), now_s)
             self._note(at_us, connection, frame, data)
             headers = headers_of(Envelope(BOOK, at_us, connection.name, frame.tms, frame.stream_type))
@@ -155,10 +167,18 @@ class Publisher(threading.Thread):
 
     def _take_back(self, tracker: CoverageTracker, since_us: Mapping[str, int], now_s: float) -> None:
         for heartbeat in tracker.retract(since_us):
-            self._stats.holes_s += sum(
-                len(hole.tickers) * (hole.to_us - hole.from_us) / 1e6 for hole in heartbeat.holes
-            )
+            self._count_holes(heartbeat)
             self._tell(heartbeat, now_s)
+
+    def _take_back_again(self, now_s: float) -> None:
+        unkept, self._unkept = self._unkept, []
+        for record in unkept:
+            self.outbox.put(record, now_s)
+
+    def _count_holes(self, heartbeat: Heartbeat) -> None:
+        self._stats.holes_s += sum(
+            len(hole.tickers) * (hole.to_us - hole.from_us) / 1e6 for hole in heartbeat.holes
+        )
 
     def _note(self, at_us: int, connection: Connection, book: Book, frame: bytes) -> None:
         """Keep what the section tells about its books."""
@@ -180,13 +200,21 @@ class Publisher(threading.Thread):
             self.outbox.put(self._pack(heartbeat), now_s)
 
     def _cut(self) -> list[Outgoing]:
-        return [self._pack(tracker.finish()) for tracker in self._trackers.values()]
+        return [self._pack(tracker.finish()) for _, tracker in self._trackers.values()]
 
     def _lose(self, record: Outgoing) -> None:
+        """Take note of a record that was not kept, or that may yet be lost."""
         headers = dict(record.headers)
-        tracker = self._trackers.get(headers["connection"].decode())
-        if tracker is not None and headers["kind"] == BOOK.encode():
-            tracker.lose(record.received_us, record.key.decode() or None)
+        if headers["kind"] == HEARTBEAT.encode():
+            # What it claims is claimed by nobody now. What it takes back is still to be taken back.
+            if Heartbeat.decode(record.value).holes:
+                self._unkept.append(record)
+            return
+        _, tracker = self._trackers.get(headers["connection"].decode(), (None, None))
+        if tracker is not None:
+            for heartbeat in tracker.lose(record.received_us, record.key.decode() or None):
+                self._count_holes(heartbeat)
+                self._unkept.append(self._pack(heartbeat))
 
     def _pack(self, heartbeat: Heartbeat) -> Outgoing:
         self._stats.heartbeats += 1

@@ -10,6 +10,8 @@ A subscription may die alone, without a word, on a socket on which everything el
   be on its way. If everything that was received within `GRACE_US` after the answer has been looked at and the
   book was not among it, the subscription is *dead*.
 * A dead subscription missed something after its last proof, nobody knows when: all of that is a hole.
+* A ticker that speaks again after ten times its mean gap, and for whose silence nobody answered in time (the
+  second path was blocked), may have missed something: what was claimed since its last proof is taken back.
 * A frame that nobody can read may have been any ticker's book: all of them are soon overdue, until their next
   book or the comparison.
 
@@ -62,6 +64,7 @@ class _Heard:
         "suspect_tms",
         "suspect_us",
         "tms",
+        "unanswered",
     )
 
     def __init__(self) -> None:
@@ -76,6 +79,20 @@ class _Heard:
         self.proven_us = 0
         self.suspect_tms = 0
         self.suspect_us = 0
+        self.unanswered = False
+
+    def set_back(self, at_us: int) -> None:
+        self.first_us = min(self.first_us, at_us)
+        self.last_us = min(self.last_us, at_us)
+        self.asked_us = min(self.asked_us, at_us)
+        self.doubted_us = min(self.doubted_us, at_us)
+        self.proven_us = min(self.proven_us, at_us)
+        self.suspect_us = min(self.suspect_us, at_us)
+
+    @property
+    def proof_us(self) -> int:
+        """Up to when it had certainly not missed anything."""
+        return max(self.last_us, self.proven_us)
 
     @property
     def unusual_after_us(self) -> int:
@@ -108,11 +125,14 @@ class Silences:
         """
         if not self.opened_us:
             self.opened_us = self.message_us = at_us
+        elif at_us < self.looked_at_us:
+            self._set_back(at_us)
         self.looked_at_us = at_us
 
     def message(self, at_us: int) -> None:
         """Take note of a message that speaks for the stream: a book or a status."""
-        self.looked_at_us = self.message_us = at_us
+        self.alive(at_us)
+        self.message_us = at_us
 
     def book(self, ticker: str, at_us: int, tms: int, frame: bytes) -> None:
         """Take note of a book.
@@ -136,6 +156,7 @@ class Silences:
             heard.mean_us += (at_us - heard.last_us - heard.mean_us) >> _MEAN_SHIFT
         heard.last_us = at_us
         heard.doubted_us = 0
+        heard.unanswered = False
         heard.tms = max(heard.tms, tms)
         heard.frame = frame
 
@@ -181,10 +202,32 @@ class Silences:
             return Verdict.UNANSWERED
         if heard.last_us and (book.tms <= heard.tms or same_levels(heard.frame, book)):
             heard.proven_us = asked_us
-            heard.doubted_us = 0
+            heard.suspect_tms = 0
+            heard.unanswered = False
             return Verdict.QUIET
         heard.suspect_tms, heard.suspect_us = book.tms, answered_us
         return Verdict.SUSPECT
+
+    def leave_open(self, tickers: Iterable[str]) -> None:
+        """Take note that nobody answers for some overdue tickers."""
+        for ticker in tickers:
+            self._heard[ticker].unanswered = True
+
+    def returned(self, ticker: str, at_us: int) -> int:
+        """Tell whether a book ends a silence that nobody can answer for; call it before `book`.
+
+        Args:
+            ticker: Whose book.
+            at_us: When it was received, µs since the epoch.
+
+        Returns:
+            Up to when it had certainly not missed anything, µs since the epoch; 0 if the silence was usual,
+            or nobody had to answer for it.
+        """
+        heard = self._heard.get(ticker)
+        if heard is None or not heard.unanswered or at_us - heard.proof_us <= heard.unusual_after_us:
+            return 0
+        return heard.proof_us
 
     def excuse(self, ticker: str, now_us: int) -> None:
         """Leave a ticker alone until it is overdue again: it is none of the exchange's markets."""
@@ -205,7 +248,7 @@ class Silences:
             elif self.looked_at_us >= heard.suspect_us + GRACE_US:
                 heard.suspect_us = 0
                 heard.asked_us = self.looked_at_us
-                found[ticker] = max(heard.last_us, heard.proven_us)
+                found[ticker] = heard.proof_us
         return found
 
     def compare(self, other: Silences) -> None:
@@ -219,7 +262,8 @@ class Silences:
         """
         for ticker, heard in self._heard.items():
             theirs = other._heard.get(ticker)
-            if theirs is None or not theirs.last_us or not heard.last_us:
+            # Without a stamp that can be believed it says nothing.
+            if theirs is None or not theirs.tms or not heard.last_us:
                 continue
             if theirs.tms <= heard.tms:
                 heard.proven_us = max(heard.proven_us, theirs.last_us)
@@ -241,15 +285,23 @@ class Silences:
         """
         found = {}
         for ticker, heard in self._heard.items():
-            proof_us = max(heard.last_us, heard.proven_us)
+            proof_us = heard.proof_us
             if not heard.last_us:
                 continue
-            behind = heard.suspect_us > 0 and heard.tms < heard.suspect_tms
+            # A verdict that was told may still be on its way.
+            behind = heard.tms < heard.suspect_tms
             if behind or self.looked_at_us - proof_us > heard.unusual_after_us:
                 found[ticker] = proof_us
             elif not by_us:
                 found[ticker] = max(self.message_us, heard.proven_us)
         return found
+
+    def _set_back(self, at_us: int) -> None:
+        # The machine's clock was. Nobody would be overdue until it is again as late as it was.
+        self.opened_us = min(self.opened_us, at_us)
+        self.message_us = min(self.message_us, at_us)
+        for heard in self._heard.values():
+            heard.set_back(at_us)
 
     def _is_overdue(self, heard: _Heard, now_us: int) -> bool:
         if not heard.last_us:
@@ -257,7 +309,8 @@ class Silences:
             bound_us = OVERDUE_US[1] if heard.asked_us else SNAPSHOT_BOUND_US
             return bool(self.opened_us) and now_us - since_us >= bound_us
         since_us = max(heard.last_us, heard.asked_us)
-        return now_us - since_us > (OVERDUE_US[0] if heard.doubted_us else heard.overdue_after_us)
+        in_doubt = heard.doubted_us > heard.proven_us
+        return now_us - since_us > (OVERDUE_US[0] if in_doubt else heard.overdue_after_us)
 
 
 def same_levels(frame: bytes, book: RestBook) -> bool:

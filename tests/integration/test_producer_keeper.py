@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
 
 from ingest_services.lake.coverage import covered_intervals, covered_us
 from ingest_services.producer import coverage, keeper, silence, supervision
+from ingest_services.producer.feed import Item, Signal
 from ingest_services.producer.metrics import SectionStats
 from tests.broker import Broker
 from tests.integration.test_producer_service import (
@@ -226,3 +228,107 @@ def test_a_replacement_that_says_nothing_replaces_nothing(
     connections = {r.envelope.connection for r in books(read_all(broker.bootstrap, topic))}
     assert len(connections) == 1
     assert not stats.reconnects
+
+
+def test_a_listed_market_without_a_book_keeps_nobody_else_from_being_compared(
+    broker: Broker, exchange: ScriptedExchange, tmp_path: Path
+) -> None:
+    exchange.markets = ["KRW-BTC", "KRW-ETH", "KRW-NEW"]
+    exchange.bookless = {"KRW-NEW"}
+    exchange.silent_codes = {"KRW-NEW", "KRW-GONE"}
+    with producing(
+        [section(broker.topic(), "KRW-BTC", "KRW-ETH", "KRW-NEW", "KRW-GONE")],
+        settings_for(exchange, broker.bootstrap, tmp_path),
+    ) as running:
+        stats = running.stats[0]
+        wait_until(lambda: stats.verdicts["quiet"] >= 4 and stats.verdicts["unknown"] >= 2, "verdicts", 30)
+        assert stats.silent == ("NEW", "GONE")
+    assert set(stats.verdicts) == {"quiet", "unknown"}
+
+
+def test_a_silence_for_which_nobody_answered_is_a_hole(
+    broker: Broker, exchange: ScriptedExchange, tmp_path: Path
+) -> None:
+    exchange.rest_refuses_with = 500
+    topic = broker.topic()
+    with producing(
+        [section(topic, "KRW-BTC", "KRW-ETH")], settings_for(exchange, broker.bootstrap, tmp_path)
+    ) as running:
+        stats = running.stats[0]
+        wait_until(lambda: exchange.clients == 1, "a subscription")
+        for serial in range(30):
+            exchange.send(book("KRW-BTC", now_ms(), serial), book("KRW-ETH", now_ms(), serial))
+            time.sleep(0.02)
+        silent_us = time.time_ns() // 1000
+        keep_talking(exchange, "KRW-ETH", lambda: stats.verdicts["unanswered"] >= 6, "questions")
+        speaks_us = time.time_ns() // 1000
+        exchange.send(book("KRW-BTC", now_ms(), 2000))
+        keep_talking(
+            exchange, "KRW-ETH", lambda: time.time_ns() // 1000 > speaks_us + 500_000, "half a second"
+        )
+    assert not stats.reconnects
+    spans = covered_intervals(heartbeats(read_all(broker.bootstrap, topic)))
+    assert covered_us(spans["BTC"], silent_us, speaks_us) == 0
+    assert len(spans["BTC"]) == 2
+    assert len(spans["ETH"]) == 1
+
+
+def test_the_dead_are_found_while_a_replacement_does_not_come(
+    broker: Broker, exchange: ScriptedExchange, tmp_path: Path
+) -> None:
+    with producing(
+        [section(broker.topic(), "KRW-BTC", "KRW-ETH")], settings_for(exchange, broker.bootstrap, tmp_path)
+    ) as running:
+        stats = running.stats[0]
+        wait_until(lambda: exchange.clients == 1, "a subscription")
+        exchange.refuse_with = 418
+        exchange.books["KRW-BTC"] = book("KRW-BTC", now_ms() + 50, 2)
+        keep_talking(exchange, "KRW-ETH", lambda: stats.reconnects["status_418"] >= 1, "a refusal")
+        exchange.books["KRW-BTC"] = book("KRW-BTC", now_ms() + 5000, 3)
+        keep_talking(exchange, "KRW-ETH", lambda: stats.verdicts["dead"] >= 2, "the next verdict")
+        assert exchange.clients == 1
+
+
+def test_a_listing_whose_connection_says_nothing_is_not_tried_again_at_once(
+    broker: Broker, exchange: ScriptedExchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "RENEW_BASE_S", 60.0)
+    with producing(
+        [section(broker.topic(), "KRW-BTC", "KRW-ETH")], settings_for(exchange, broker.bootstrap, tmp_path)
+    ) as running:
+        wait_until(lambda: exchange.clients == 1, "a subscription")
+        exchange.snapshots = False
+        exchange.deaf_from = 2
+        owner = running._running[0]._keeper
+        assert owner is not None
+        owner.want(("KRW-BTC", "KRW-ETH", "KRW-NEW"))
+        keep_talking(exchange, "KRW-ETH", lambda: len(exchange.requests) == 2, "a replacement")
+        keep_talking(exchange, "KRW-ETH", lambda: exchange.clients == 1, "its end")
+        sent = len(exchange.sent)
+        keep_talking(exchange, "KRW-ETH", lambda: len(exchange.sent) > sent + 100, "two seconds and more")
+        assert len(exchange.requests) == 2
+
+
+def test_a_stop_waits_for_the_connection_that_was_just_replaced(
+    broker: Broker, exchange: ScriptedExchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with producing(
+        [section(broker.topic(), "KRW-BTC", "KRW-ETH")], settings_for(exchange, broker.bootstrap, tmp_path)
+    ) as running:
+        wait_until(lambda: exchange.clients == 1, "a subscription")
+        owner = running._running[0]._keeper
+        assert owner is not None
+        (old,) = owner._feeds
+        put = old._inbox.put
+
+        def put_late(item: Item) -> None:
+            # What was on its way takes a while.
+            time.sleep(1.0 if item[2] is Signal.STOPPED else 0.0)
+            put(item)
+
+        monkeypatch.setattr(old, "_inbox", SimpleNamespace(put=put_late, qsize=old._inbox.qsize))
+        owner.want(("KRW-BTC", "KRW-ETH", "KRW-NEW"))
+        wait_until(lambda: owner._feeds != [old] and len(owner._feeds) == 1, "the replacement")
+        owner.stop()
+        owner.join_feeds(time.monotonic() + 10)
+        assert not old.is_alive()

@@ -246,3 +246,65 @@ def test_a_default_format_frame_is_compared_as_well() -> None:
 @pytest.mark.parametrize("units", [[{}], [None], ["x"], [{"ap": None, "as": 1, "bp": 1, "bs": 1}], [1]])
 def test_levels_that_cannot_be_read_are_not_the_same(units: object) -> None:
     assert not same_levels(orjson.dumps({"obu": units}), RestBook(1, (ONE,)))
+
+
+def test_a_clock_set_back_hides_nobody_s_silence() -> None:
+    silences = opened("BTC", "ETH")
+    at = START
+    for _ in range(100):
+        at += SECOND // 10
+        heard(silences, "BTC", at)
+        heard(silences, "ETH", at)
+    at -= 3600 * SECOND
+    set_back = at
+    for _ in range(50):
+        at += SECOND // 10
+        heard(silences, "ETH", at)
+    assert silences.overdue(at) == ["BTC"]
+    found = silences.doubtful(by_us=True)
+    assert list(found) == ["BTC"]
+    assert found["BTC"] <= set_back + SECOND
+
+
+def test_a_verdict_that_is_on_its_way_at_the_end_is_not_forgotten() -> None:
+    silences = opened("BTC", "ETH")
+    heard(silences, "BTC", START + SECOND)
+    now = START + 62 * SECOND
+    silences.judge("BTC", RestBook(2000, (TWO,)), now, now)
+    heard(silences, "ETH", now + GRACE_US)
+    assert silences.dead() == {"BTC": START + SECOND}
+    # The connection ends before anybody is told.
+    assert silences.doubtful(by_us=False)["BTC"] == START + SECOND
+    assert silences.doubtful(by_us=True)["BTC"] == START + SECOND
+
+
+def test_a_book_whose_stamp_is_not_believed_proves_nothing_about_another_connection() -> None:
+    old, new = opened("BTC"), opened("BTC")
+    at = START
+    for _ in range(200):
+        at += SECOND // 10
+        heard(old, "BTC", at, 1000)
+    later = at + 30 * SECOND
+    heard(new, "BTC", later, 0)
+    old.compare(new)
+    old.alive(later)
+    assert old.doubtful(by_us=True) == {"BTC": at}
+
+
+def test_a_silence_is_answered_for_by_the_exchange_or_by_nobody() -> None:
+    silences = opened("BTC", "ETH")
+    at = START
+    for _ in range(200):
+        at += SECOND // 10
+        heard(silences, "BTC", at)
+        heard(silences, "ETH", at)
+    later = at + 30 * SECOND
+    assert silences.returned("BTC", later) == 0, "nobody was asked"
+    silences.leave_open(["BTC", "ETH"])
+    assert silences.returned("BTC", at + SECOND) == 0, "not longer than usual"
+    assert silences.returned("BTC", later) == at
+    silences.judge("ETH", RestBook(1000, (ONE,)), later - SECOND, later)
+    assert silences.returned("ETH", later) == 0, "the next question was answered"
+    heard(silences, "BTC", later)
+    assert silences.returned("BTC", later + 30 * SECOND) == 0, "another silence, another question"
+    assert silences.returned("XXX", later) == 0
