@@ -82,7 +82,7 @@ def test_an_exchange_that_never_closes(
     broker: Broker, exchange: ScriptedExchange, rest: MarketServer, tmp_path: Path
 ) -> None:
     topic = broker.topic()
-    frame = book("KRW-BTC", now_ms())
+    frame = book("KRW-BTC", now_ms(), stream_type="SNAPSHOT")
     with exchange_that_never_closes(frame) as url:
         given = settings(exchange, rest, broker.bootstrap, topic) | {"ws_url": url}
         with producer_process(tmp_path, **given) as producer:
