@@ -28,7 +28,14 @@ from ingest_services.lake import gcs as gcs_module
 from ingest_services.lake import layout
 from ingest_services.lake.chain import Chain, Commit, Fenced, Progress
 from ingest_services.lake.gcs import GcsStore
-from ingest_services.lake.store import FolderStore, ObjectExists, ObjectMissing, ObjectStore, open_store
+from ingest_services.lake.store import (
+    DeletableStore,
+    FolderStore,
+    ObjectExists,
+    ObjectMissing,
+    ObjectStore,
+    open_store,
+)
 from tests.fake_gcs import FakeGcs, Proxy, Request, open_gcs_store, running_proxy, uploads
 
 NewStore = Callable[[], ObjectStore]
@@ -371,6 +378,7 @@ def require_writers_requests(requests: list[Request], bucket: str, root: str) ->
 def test_gc_removes_and_nobody_minds_what_is_gone(proxied: GcsStore, proxy: Proxy) -> None:
     proxied.create("a", b"")
     proxied.create("b", b"")
+    assert isinstance(proxied, DeletableStore)
     proxied.delete("a")
     proxied.delete("a")
     assert list(proxied.list("")) == ["b"]
