@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import structlog
 
@@ -27,6 +27,7 @@ GIVE_UP_S = 5.0
 # A request that hangs in the Kafka client must not keep the process; the chain is safe whenever it ends.
 END_S = 9.0
 PARALLEL_UPLOADS = 16
+HEAR_SIGNALS_S = 0.5
 
 log = structlog.get_logger()
 
@@ -97,6 +98,10 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
             for done in runs:
                 # One carrier's failure ends the process: a half-alive one looks healthy and is not.
                 done.add_done_callback(lambda _: wind_up())
+            # Python runs a signal's handler when the main thread next does something: a signal that arrives
+            # just before an unbounded wait would be heard at the end of it, that is, never.
+            while not all(done.done() for done in runs):
+                wait(runs, HEAR_SIGNALS_S)
             for done in runs:
                 done.result()
             committed.set()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from kafka import KafkaProducer
+from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 
 from ingest_services import kafka
 from ingest_services.lake import chain as chains
@@ -372,6 +372,24 @@ def test_a_writer_on_a_chain_that_another_closed_goes_on_in_the_new_one(pipe: Pi
     ]
     for number, records in enumerate(together):
         assert records == {offset: value for (p, offset), value in pipe.sent.items() if p == number}
+
+
+def test_kafkas_committed_offset_may_be_reset_to_anything(pipe: Pipe) -> None:
+    tps = [TopicPartition(pipe.topic, number) for number in range(pipe.partitions)]
+    for offset in (None, 0, 7, 100, 10**9):
+        if offset is not None:
+            tool = KafkaConsumer(
+                **kafka.client_config(pipe.broker.bootstrap), group_id="g", enable_auto_commit=False
+            )
+            tool.assign(tps)
+            tool.commit({tp: OffsetAndMetadata(offset, "", -1) for tp in tps})
+            tool.close()
+        pipe.send(book_records(40))
+        begun = pipe.log().count("carrying")
+        consumer = pipe.consume()
+        wait_for(lambda: pipe.log().count("carrying") == begun + 2, "the consumer to begin")  # noqa: B023
+        assert pipe.stop(consumer) == 0, pipe.log()
+        assert_exactly_once(pipe)
 
 
 def test_a_lake_of_another_source_is_refused_before_anything_is_written(pipe: Pipe) -> None:
