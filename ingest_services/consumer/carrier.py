@@ -174,8 +174,12 @@ class Carrier:
             session.open(skip_retired=self._began)
             self._began = True
             self.trouble = ""
-            while session.step():
-                self.polled_s = self.sink.clock.monotonic_s()
+            try:
+                while session.step():
+                    self.polled_s = self.sink.clock.monotonic_s()
+            except OffsetOutOfRangeError:
+                session.save_what_is_gone()
+                raise
             session.finish()
 
 
@@ -522,6 +526,16 @@ class Session:
         return self.sink.clock.monotonic_s() > self._drain_until_s or all(
             p.proven is not None and p.buffer.next >= p.proven[1] for p in self._partitions
         )
+
+    def save_what_is_gone(self) -> None:
+        """If retention overtook us, commit what was read: the log does not have it any more.
+
+        If the log was rolled back instead, what it has now counts, and that is read again.
+        """
+        starts = self.log.starts([partition.tp for partition in self._partitions])
+        if any(starts[partition.tp] > partition.committed for partition in self._partitions):
+            log.warning("the broker no longer has what was read; committing it before anything else")
+            self.finish()
 
     def finish(self) -> None:
         """Commit everything that was read."""

@@ -28,6 +28,7 @@ class Sent:
         tail: What follows the line's head (partition, offset, received, connection): the untouched bytes.
         appended_ms: When the broker had it, true time.
         shadowed: It took, after a roll-back, an offset below what somebody had read already.
+        delivered: Whether a poll ever brought it.
     """
 
     timestamp: int
@@ -43,6 +44,7 @@ class Sent:
     offset: int = -1
     topic_id: str = ""
     shadowed: bool = False
+    delivered: bool = False
 
 
 @dataclass(eq=False)
@@ -237,11 +239,14 @@ class MemoryLog:
                 records, self._positions[tp] = self._fetched.pop(tp)
             high = max(0, self._positions[tp] - scheduler.dice.randrange(3))
             reads[tp] = Read(records, self._positions[tp], high)
+            for sent in records:
+                sent.delivered = True
             if records:
                 scheduler.note(process.name, f"read {tp.partition}: [{position}, {self._positions[tp]})")
         if not any(read.records for read in reads.values()):
             # A poll that brings nothing takes 100 ms in truth; fewer, longer ones make a shorter schedule.
-            scheduler.io(process, "idle poll", delay_ms=100 + scheduler.dice.random() * 2_400)
+            idle_ms = 100 + scheduler.dice.random() * (900 if scheduler.calm else 3_000)
+            scheduler.io(process, "idle poll", delay_ms=idle_ms)
         return reads
 
     def _fetch(self, tp: TopicPartition) -> None:

@@ -154,6 +154,26 @@ def roll_back_that_nobody_looks_for() -> object:
 
 
 @mutation
+def buffers_forgotten_where_the_log_was_truncated() -> object:
+    return patch.object(Session, "save_what_is_gone", lambda self: None)
+
+
+@mutation
+def reader_that_reads_commits_before_claims() -> object:
+    def read_in_order(store: ObjectStore, slots: list[tuple[Chain, int]]) -> object:
+        commits = {
+            (chain.number, p): [
+                commit.base for commit in chains.commits_from(store, chain.number, p, chain.start[p])
+            ]
+            for chain, p in slots
+        }
+        return through(store, slots)[0], commits
+
+    through = oracle.read_in_order
+    return patch.object(oracle, "read_in_order", read_in_order)
+
+
+@mutation
 def fenced_writer_that_keeps_its_buffer() -> object:
     def start_over(self: Session, partition: Partition, fence: Fenced) -> None:
         partition.committed = partition.buffer.base

@@ -21,6 +21,7 @@ from crc32c import crc32c
 
 from ingest_services.lake import chain as chains
 from ingest_services.lake import lines
+from ingest_services.lake.store import ObjectStore
 from tests.simulation.broker import Broker, Sent
 from tests.simulation.scheduler import Violation
 from tests.simulation.store import MemoryStore
@@ -82,6 +83,7 @@ class Oracle:
         self.claims: dict[tuple[int, int], int] = {}
         self.through_ms = 0
         self.commits = 0
+        self.gone: list[Sent] = []
         store.watch = self.see
 
     def appended(self, batch: Iterable[Sent]) -> None:
@@ -92,7 +94,9 @@ class Oracle:
     def lost(self, records: Iterable[Sent]) -> None:
         """Take note of records that the broker has no more."""
         for sent in records:
-            self.waiting.pop(sent, None)
+            if sent in self.waiting:
+                del self.waiting[sent]
+                self.gone.append(sent)
 
     def see(self, path: str, data: bytes) -> None:
         """Judge an object that becomes visible now."""
@@ -250,6 +254,34 @@ class Oracle:
             self._check_through(where, through_ms, self.broker.topic.id, None)
         self.through_ms = through_ms
 
+    # --- a reader
+
+    def check_reader(self, store: ObjectStore) -> None:
+        """Read as the catalog's sync does, while others write: chains, claims, then commits.
+
+        What it takes for complete must be in the commits that it finds.
+        """
+        everything = chains.read_chains(store)
+        ends = chains.ends_of(everything)
+        slots = [(chain, partition) for chain in everything for partition in chain.partitions]
+        claims, commits = read_in_order(store, slots)
+        through_ms = min((claims[c.number, p] for c, p in slots if c.number not in ends), default=0)
+        found = {
+            (c.number, p, base)
+            for c, p in slots
+            for base in commits[c.number, p]
+            if base < ends.get(c.number, {}).get(p, base + 1)
+        }
+        unseen = [
+            (sent.topic_id, sent.partition, sent.offset)
+            for sent, place in self.named.items()
+            if sent.minute_ms < through_ms
+            and sent.appended_ms < through_ms + self.grace_ms
+            and (place.chain, place.partition, place.base) not in found
+            and not self.broker.topics[sent.topic_id].partitions[sent.partition].rolled_back
+        ]
+        check(not unseen, f"a reader takes {folder_of(through_ms)} for complete and does not find {unseen}")
+
     # --- the end
 
     def check_end(self) -> None:
@@ -272,6 +304,10 @@ class Oracle:
 
         self._check_reader()
 
+    def forgotten(self) -> list[int]:
+        """Return the offsets that somebody had read when the log lost them, and that were never committed."""
+        return [sent.offset for sent in self.gone if sent.delivered and sent not in self.named]
+
     def _check_reader(self) -> None:
         """Read the lake as `lake`'s readers do: every record that was ever committed, once for each chain."""
         found = Counter(line for path in read_paths(self.store) for line in read_lines(self.store, path))
@@ -290,6 +326,20 @@ class Oracle:
             chain.topic_id == sent.topic_id and chain.start.get(p, 0) <= sent.offset < chain.tails.get(p, 0)
             for chain in self.chains.values()
         )
+
+
+def read_in_order(
+    store: ObjectStore, slots: list[tuple[chains.Chain, int]]
+) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int], list[int]]]:
+    """Return every partition's claim and the bases of its commits, read in this order."""
+    claims, commits = {}, {}
+    for chain, p in slots:
+        claim = chains.read_progress(store, chain.number, p)
+        claims[chain.number, p] = claim.minutes_through_ms if claim else 0
+        commits[chain.number, p] = [
+            commit.base for commit in chains.commits_from(store, chain.number, p, chain.start[p])
+        ]
+    return claims, commits
 
 
 def read_paths(store: MemoryStore) -> Iterator[str]:

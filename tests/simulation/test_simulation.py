@@ -24,8 +24,8 @@ SEEDS = int(os.environ.get("SIMULATION_SEEDS", "1000"))
 FIRST = int(os.environ.get("SIMULATION_FIRST", "0"))
 ONE = os.environ.get("SIMULATION_SEED")
 AT_ONCE = 50
-# The rarest mutation needs some sixty schedules.
-SEEDS_PER_MUTATION = 600
+# The rarest mutations are noticed by one schedule in some hundred.
+SEEDS_PER_MUTATION = 1500
 
 
 def be_quiet() -> None:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 from types import SimpleNamespace
+from unittest.mock import patch
 
 from kafka.errors import KafkaError
 
 from ingest_services.config import ConsumerSection
+from ingest_services.consumer import carrier
 from ingest_services.consumer.carrier import Carrier
 from ingest_services.consumer.clock import Clock
 from ingest_services.consumer.sink import Sink, Stopped
@@ -67,6 +69,7 @@ class Simulation:
         self.names = itertools.count(1)
         self.serial = itertools.count()
         self.writers: list[Writer] = []
+        self.readers: list[Process] = []
         self.healing = False
 
         # How rough this world is; a third of all worlds has no store faults, a third nobody killed.
@@ -79,6 +82,11 @@ class Simulation:
         self.budget = dice.choice((3_000, 20_000, 1 << 20))
         self.skewed = dice.random() < 0.5
         self.restless = dice.random() < 0.4
+        # In some there is one writer whom nobody disturbs: what it has read, it must commit.
+        self.lonely = not self.restless and dice.random() < 0.15
+        self.max_files = dice.choice((3, 2_000))
+        if self.lonely:
+            self.kill_chance = self.freeze_chance = self.broker.failing = 0.0
 
     # --- what happens
 
@@ -90,13 +98,22 @@ class Simulation:
         """
         self.broker.create(1 + self.dice.randrange(2))
         self._plan()
-        for _ in range(3 if self.restless else self.dice.choice((1, 2, 2, 3))):
+        for _ in range(self._how_many_writers()):
             self.scheduler.after(self.dice.random() * 20_000, self._start_if_few)
         self._go(lambda: self.scheduler.now > self.horizon)
         self._heal()
         for writer in self.writers:
             self.scheduler.kill(writer.process)
         self.oracle.check_end()
+        if self.lonely:
+            forgotten = self.oracle.forgotten()
+            if forgotten:
+                raise Violation(f"read by a writer whom nobody disturbed, and not committed: {forgotten}")
+
+    def _how_many_writers(self) -> int:
+        if self.lonely:
+            return 1
+        return 3 if self.restless else self.dice.choice((1, 2, 2, 3))
 
     def _go(self, until: Callable[[], bool]) -> None:
         self.scheduler.run(lambda: self.error is not None or until())
@@ -106,6 +123,8 @@ class Simulation:
     def _plan(self) -> None:
         dice, scheduler = self.dice, self.scheduler
         span = self.horizon - scheduler.now
+        for _ in range(4):
+            scheduler.after(span * (1 - dice.random() ** 2), self._start_reader)
         scheduler.at(self.horizon, lambda: None)
         for _ in range(20 + dice.randrange(20)):
             scheduler.after(dice.random() * span, self._append)
@@ -126,6 +145,8 @@ class Simulation:
             (0.3, 3, self._set_clock),
             (0.3, 2, self._start_writer),
         ]
+        if self.lonely:
+            happenings = [(1.0, 4, self._truncate), (0.3, 3, self._set_clock)]
         for chance, most, happen in happenings:
             if dice.random() < chance:
                 for _ in range(1 + dice.randrange(most)):
@@ -308,6 +329,19 @@ class Simulation:
         if self.skewed:
             writer.process.skew_ms = self.dice.randrange(-30_000, MAX_SKEW_MS)
 
+    def _start_reader(self) -> None:
+        process = Process(f"r{next(self.names)}")
+        store = Client(self.scheduler, process, self.store, Faults())
+
+        def read() -> None:
+            try:
+                self.oracle.check_reader(store)
+            except Violation as violation:
+                self.error = violation
+
+        self.readers.append(process)
+        self.scheduler.spawn(process, read)
+
     def _set_clock(self) -> None:
         for writer in self._living():
             self._skew(writer)
@@ -339,11 +373,13 @@ class Simulation:
         self.skewed = False
         self._create()
         for writer in self._living():
+            if self.lonely:
+                break
             if writer.stopping.is_set() or len(self._living()) == 3 or self.dice.random() < 0.5:
                 self.scheduler.kill(writer.process)
             writer.process.kill_chance = writer.process.freeze_chance = 0.0
             writer.process.frozen_until = self.scheduler.now
-        last = self._start_writer()
+        last = self._living()[0] if self.lonely else self._start_writer()
         assert last is not None
         now = self.scheduler.now
         goal_ms = now - now % MINUTE_MS + MINUTE_MS
@@ -366,12 +402,13 @@ def run_seed(seed: int) -> Simulation:
     """
     simulation = Simulation(seed)
     try:
-        simulation.run()
+        with patch.object(carrier, "MAX_FILES_PER_COMMIT", simulation.max_files):
+            simulation.run()
     except Exception as error:
         trace = "\n".join(simulation.scheduler.trace[-TRACE_LINES:])
         told = f"seed {seed} ({REPLAY.format(seed)}): {type(error).__name__}: {error}"
         raise Violation(f"{trace}\n{told}") from error
     finally:
-        for writer in simulation.writers:
-            simulation.scheduler.kill(writer.process)
+        for process in (*(writer.process for writer in simulation.writers), *simulation.readers):
+            simulation.scheduler.kill(process)
     return simulation
