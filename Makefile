@@ -15,7 +15,7 @@ help:
 	@echo "make dev     run the whole platform here (LIVE=1: with the real exchange)"
 	@echo "make demo    run it in a temporary folder and compare every candle with the truth"
 	@echo "             (LIVE_WINDOWS=1: and go on until a live window was built, at most five minutes more)"
-	@echo "make test    run every test (ARGS=... goes to pytest)"
+	@echo "make test    run every test (ARGS=... goes to pytest; JOBS=: how many at once)"
 	@echo "make prove   simulate 20,000 schedules of the writer that were never run (SEEDS=, FIRST=: how many, which)"
 	@echo "make fuzz    read a million damaged frames (FUZZ_INPUTS=, FUZZ_SEED=: how many and which)"
 	@echo "make soak    a million records through three Kafka brokers while the consumers are killed and frozen"
@@ -30,8 +30,9 @@ dev: install
 demo: install
 	@exec $(BIN)/cryptostream demo $(if $(LIVE_WINDOWS),--live-windows $(LIVE_WINDOWS))
 
+# Most tests wait for processes: two workers take half the time, on two cores as well.
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadgroup $(ARGS)
 
 prove: export SIMULATION_SEEDS = $(or $(SEEDS),20000)
 prove: export SIMULATION_FIRST = $(or $(FIRST),$(shell date +%s)000)
