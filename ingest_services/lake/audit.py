@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -358,10 +358,12 @@ class _Audit:
     def _require_each_once(self, commit: Commit, offsets: Counter[int]) -> None:
         where = layout.commit_path(commit.chain, commit.partition, commit.base)
         do = "the objects or the commit were changed, or the writer is faulty: report it"
+        starts = [start for start, _ in commit.missing]
         for offset, times in offsets.items():
             if times > 1:
                 self._report.violate(f"holds offset {offset} {times} times", where, do)
-            if any(start <= offset < end for start, end in commit.missing):
+            at = bisect_right(starts, offset) - 1
+            if at >= 0 and offset < commit.missing[at][1]:
                 self._report.violate(f"calls offset {offset} missing, and holds it", where, do)
         gone = commit.next - commit.base - sum(end - start for start, end in commit.missing) - len(offsets)
         if gone > 0:

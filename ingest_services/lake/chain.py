@@ -155,7 +155,7 @@ class Fenced(Exception):  # noqa: N818 - an answer, not a failure
 
 
 class Sealed(Exception):  # noqa: N818 - an answer, not a failure
-    """The slot is taken by a seal: the chain ends there. Forget what is buffered and look for the next chain."""
+    """The slot is taken by a seal: the chain ends there. Forget what is buffered, look for the next one."""
 
 
 class Retired(UserError):  # noqa: N818 (named after what it says)

@@ -21,12 +21,10 @@ class Retirement:
     Attributes:
         chain: The chain that closes the topic's last one.
         given_up: Records that the broker had and the lake has not, by partition; None: nobody knows.
-        void: Partitions in which a writer committed after the end was fixed: those commits do not count.
     """
 
     chain: Chain
     given_up: Mapping[int, int] | None
-    void: tuple[int, ...]
 
 
 def retire_topic(
@@ -63,9 +61,7 @@ def retire_topic(
         )
     lost = "unknown" if given_up is None else sum(given_up.values())
     reason = "retired" if not given_up and given_up is not None else f"retired, records given up: {lost}"
-    closing = chains.retire(store, current, ends, now_ms, reason)
-    void = tuple(p for p, end in ends.items() if chains.find_tail(store, current, p, end) != end)
-    return Retirement(closing, given_up, void)
+    return Retirement(chains.retire(store, current, ends, now_ms, reason), given_up)
 
 
 def take_up_topic(store: ObjectStore, topic: str, ask_log: AskLog, now_ms: int) -> Chain:

@@ -149,7 +149,7 @@ def test_every_damage_is_named(lake: LakeBuilder, damage: Callable[[LakeBuilder]
 def rewrite(lake: LakeBuilder, edit: Callable[[list[bytes]], list[bytes]]) -> None:
     """Change the lines of an object of three, and let its commit agree with the bytes."""
     path = lake.folder / layout.commit_path(1, 0, lake.next[0])
-    lake.commit([row(80), row(81), row(82)])
+    lake.commit([row(80), row(81), row(82)], missing=2)
     commit = orjson.loads(path.read_bytes())
     (file,) = commit["files"]
     target = lake.folder / file["path"]
@@ -165,6 +165,10 @@ LINES: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     "of another batch": (
         lambda found: [found[0], found[1].replace(b'"offset":12', b'"offset":3'), found[2]],
         "holds an offset that its commit does not cover",
+    ),
+    "called missing": (
+        lambda found: [found[0], found[1].replace(b'"offset":12', b'"offset":14'), found[2]],
+        "calls offset 14 missing, and holds it",
     ),
     "no JSON": (lambda found: [found[0], b"x\n", found[2]], "not a line of a raw object"),
 }
