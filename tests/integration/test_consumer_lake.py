@@ -230,6 +230,7 @@ def orphans(pipe: Pipe) -> set[str]:
 
 def test_two_writers_on_the_same_partitions_are_harmless(pipe: Pipe) -> None:
     first, second = pipe.consume(), pipe.consume()
+    wait_for(lambda: pipe.log().count("carrying") == 4, "both to begin")
     for part in range(5):
         pipe.send(book_records(400, at_ms=time.time_ns() // 1_000_000 - part * MINUTE_MS))
         time.sleep(0.4)
