@@ -343,4 +343,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("kafka")
     with running_cluster(folder) as running:
         yield running
-    shutil.rmtree(folder)
+    # The logs stay as long as pytest keeps the folder; the records could be gigabytes.
+    for node in running.nodes.values():
+        shutil.rmtree(node.folder / "data")
