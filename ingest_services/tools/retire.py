@@ -68,7 +68,7 @@ def take_up_topic(store: ObjectStore, topic: str, ask_log: AskLog, now_ms: int) 
     """Open a new chain of a retired topic; it goes on where the last one ended.
 
     Raises:
-        UserError: If the topic is not retired, or the broker does not have it.
+        UserError: If the topic is not retired, or the broker does not have it, or it changes meanwhile.
     """
     current = chains.current_chain(chains.read_chains(store), topic)
     if current is None or not current.retires:
@@ -76,7 +76,10 @@ def take_up_topic(store: ObjectStore, topic: str, ask_log: AskLog, now_ms: int) 
     log = _require_log(topic, ask_log())
 
     def log_end() -> Mapping[int, int]:
-        return _require_log(topic, ask_log()).end
+        now = _require_log(topic, ask_log())
+        if (now.topic_id, now.start.keys()) != (log.topic_id, log.start.keys()):
+            raise UserError(f"topic {topic} was changed while we looked at it; try again")
+        return now.end
 
     return chains.open_chain(store, topic, log.topic_id, log.start, log_end, now_ms, unretire=True)
 
