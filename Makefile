@@ -1,6 +1,6 @@
 # Every target sets up what it needs: a virtual environment with exactly the locked dependencies.
 .DEFAULT_GOAL := help
-.PHONY: help install check test prove fuzz dev demo bench soak lock
+.PHONY: help install check test chaos prove fuzz dev demo bench soak lock
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +15,8 @@ help:
 	@echo "make dev     run the whole platform here (LIVE=1: with the real exchange)"
 	@echo "make demo    run it in a temporary folder and compare every candle with the truth"
 	@echo "             (LIVE_WINDOWS=1: and go on until a live window was built, at most five minutes more)"
-	@echo "make test    run every test (ARGS=... goes to pytest; JOBS=: how many at once)"
+	@echo "make test    run every test but the longest proofs (ARGS=... goes to pytest)"
+	@echo "make chaos   two producers in a storm of faults (CHAOS_SEED=, CHAOS_FAULTS=: which, how many)"
 	@echo "make prove   simulate 20,000 schedules of the writer that were never run (SEEDS=, FIRST=: how many, which)"
 	@echo "make fuzz    read a million damaged frames (FUZZ_INPUTS=, FUZZ_SEED=: how many and which)"
 	@echo "make soak    a million records through three Kafka brokers while the consumers are killed and frozen"
@@ -30,9 +31,12 @@ dev: install
 demo: install
 	@exec $(BIN)/cryptostream demo $(if $(LIVE_WINDOWS),--live-windows $(LIVE_WINDOWS))
 
-# Most tests wait for processes: two workers take half the time, on two cores as well.
+# The longest proofs have targets of their own: chaos, soak.
 test: install
-	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -m "not chaos and not soak" $(ARGS)
+
+chaos: install
+	$(BIN)/python -m pytest -m chaos
 
 prove: export SIMULATION_SEEDS = $(or $(SEEDS),20000)
 prove: export SIMULATION_FIRST = $(or $(FIRST),$(shell date +%s)000)
@@ -46,7 +50,8 @@ fuzz: install
 soak: export KILL_PROOF_RECORDS ?= 1000000
 soak: export KILL_PROOF_BROKER ?= kafka
 soak: install
-	$(BIN)/python -m pytest tests/integration/test_kill_proof.py -o log_cli=true -o log_cli_level=INFO
+	$(BIN)/python -m pytest tests/integration/test_real_kafka.py tests/integration/test_kill_proof.py \
+		-o log_cli=true -o log_cli_level=INFO
 
 check: install
 	$(BIN)/ruff format --check .

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cryptostream_dagster.local.ports import LOOPBACK, free_port
 from ingest_services.lake.coverage import Interval, covered_intervals
 from ingest_services.producer.feed import CLOSE_TIMEOUT_S
@@ -162,6 +164,7 @@ def schedule(chance: random.Random) -> list[dict[str, Any]]:
     return [o for o in orders if o["fault"] != "delist" or not (o["market"] in seen or seen.add(o["market"]))]
 
 
+@pytest.mark.chaos
 def test_every_frame_is_kept_once_and_every_hole_is_told(tmp_path: Path) -> None:
     chance = random.Random(SEED)
     (tmp_path / "producer.conf").write_text(CONF)

@@ -40,6 +40,8 @@ from tests.integration.test_producer_service import Record, read_all
 from tests.kafka_cluster import NODES, Cluster
 from tests.lake_oracle import read_partition
 
+pytestmark = pytest.mark.soak
+
 TICKERS = ("BTC", "ETH", "XRP", "SOL", "ADA", "DOGE")
 PARTITIONS = 3
 # Together 240 books of 15 levels a second: a quarter of the whole exchange.
