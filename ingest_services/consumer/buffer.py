@@ -8,6 +8,10 @@ from itertools import islice
 
 from ingest_services.consumer.entries import Entry
 
+# What an entry takes in memory beside the bytes of its line: the tuple, its numbers, its ticker, its place in
+# the queue. A flood of tiny records would otherwise take several times the budget.
+ENTRY_BYTES = 340
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -20,8 +24,8 @@ class Batch:
 
     @property
     def bytes(self) -> int:
-        """Size of its lines."""
-        return sum(len(entry.line) for entry in self.entries)
+        """What its entries take in memory."""
+        return sum(len(entry.line) for entry in self.entries) + ENTRY_BYTES * len(self.entries)
 
 
 class Buffer:
@@ -30,7 +34,7 @@ class Buffer:
     Attributes:
         base: First offset that is in no batch yet.
         next: Everything below this offset was read.
-        bytes: Size of the buffered lines.
+        bytes: What the buffered entries take in memory.
     """
 
     def __init__(self, base: int) -> None:
@@ -57,7 +61,7 @@ class Buffer:
             raise ValueError(f"offset {entry.offset} read again; expected {self.next} or later")
         self._entries.append(entry)
         self.next = entry.offset + 1
-        self.bytes += len(entry.line)
+        self.bytes += len(entry.line) + ENTRY_BYTES
 
     def advance(self, position: int) -> None:
         """Note that everything below `position` was read, also where the log has no record at an offset."""

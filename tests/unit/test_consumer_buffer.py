@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_services.consumer.buffer import Batch, Buffer
-from ingest_services.consumer.entries import Entry
+from ingest_services.consumer.entries import Entry, read_record
 
 MINUTE_MS = 60_000
 
@@ -91,3 +93,24 @@ def test_every_offset_is_in_exactly_one_batch_or_still_buffered(
         expected = batch.next
     assert expected == buffer.next == offset
     assert buffer.bytes == 0
+
+
+BOOK = b'{"cd":"KRW-T%d","tms":%d,"st":"REALTIME","obu":[]}'
+
+
+@pytest.mark.parametrize("value", [b"", b"x", b"[" + b"1," * 500 + b"1]", BOOK])
+def test_the_budget_counts_what_records_take_in_memory_however_small_they_are(value: bytes) -> None:
+    buffer = Buffer(1_000_000)
+    tracemalloc.start()
+    try:
+        for offset in range(1_000_000, 1_002_000):
+            stamp_ms = 1_700_000_000_000 + offset
+            frame = value % (offset % 100, stamp_ms) if value == BOOK else value
+            buffer.append(read_record(0, offset, stamp_ms, None, frame, []))
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert 0.7 * buffer.bytes < taken < 1.1 * buffer.bytes
+    batch = buffer.take(len(buffer), 2_000)
+    assert batch is not None
+    assert (buffer.bytes, batch.bytes > 2_000 * len(value)) == (0, True)
