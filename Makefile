@@ -69,7 +69,9 @@ lock:
 
 install: $(STAMP)
 
-# The stamp is the last thing written: a setup that failed half-way is done again.
+# The stamp is the last thing written: a setup that failed half-way is done again. The lock names everything, so pip
+# need not look for dependencies: older ones (Python 3.11 brings 23.2) look past `name[extra]==version` and stop at the
+# first newer release of `name`.
 $(STAMP): requirements.lock pyproject.toml
 	@rm -f $@
 	@"$(BIN)/python" -c '$(USABLE)' 2>/dev/null && "$(BIN)/python" -m pip --version >/dev/null 2>&1 || { \
@@ -78,6 +80,6 @@ $(STAMP): requirements.lock pyproject.toml
 				"module is needed (Debian: apt install python3-venv); name one with make PYTHON=..." >&2; exit 1; }; \
 		echo "making $(VENV) with $(PYTHON)"; "$(PYTHON)" -m venv --clear $(VENV); }
 	@echo "installing requirements.lock into $(VENV) (a minute or two, once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
