@@ -59,6 +59,8 @@ MEMORY_BUDGET_MB = 16
 TICKERS = 8
 LEVELS = 18
 LONG_RUN = 200_000
+# What may wait for the end of a minute: two batches of each partition.
+WAITING = (MEMORY_BUDGET_MB << 20) // 1000
 # A short run is not produced faster than this, so that zombies come back to a log that goes on.
 RECORDS_PER_S = 3_000
 
@@ -88,12 +90,13 @@ class Digest:
 
 
 class Load(threading.Thread):
-    """Produces the records and notes what was acknowledged."""
+    """Produces the records, up to `ceiling` for now, and notes what was acknowledged."""
 
     def __init__(self, bootstrap: str, topic: str) -> None:
         super().__init__(name="load", daemon=True)
         self.acknowledged = Digest()
         self.bytes = 0
+        self.ceiling = 0
         self.error: BaseException | None = None
         self.giving_up = threading.Event()
         self._servers = bootstrap
@@ -126,7 +129,11 @@ class Load(threading.Thread):
         began_s = time.monotonic()
         for number in range(RECORDS):
             ahead_s = number / RECORDS_PER_S - (time.monotonic() - began_s) if RECORDS < LONG_RUN else 0.0
-            if self.giving_up.wait(ahead_s) if ahead_s > 0.1 else self.giving_up.is_set():
+            if ahead_s > 0.1:
+                self.giving_up.wait(ahead_s)
+            while number >= self.ceiling and not self.giving_up.wait(0.05):
+                pass
+            if self.giving_up.is_set():
                 break
             value, headers = self._record(number)
             partition = number % PARTITIONS
@@ -341,6 +348,9 @@ def test_every_acknowledged_record_is_in_the_lake_once_whoever_is_killed_or_froz
     freezes = [0.85 * number / STOPS for number in range(STOPS)]
     blows = sorted([(at, 0.0) for at in kills] + list(zip(freezes, stops, strict=True)))
     for at, stop_s in blows:
+        # However fast the consumers are, records are left for the blows to come: a zombie is woken when another
+        # has committed since, and while one was frozen for long the other carried all that there was.
+        proof.load.ceiling = min(RECORDS, int(at * RECORDS) + WAITING)
         proof.wait(lambda: sum(proof.tails()) >= at * RECORDS, f"{at:.0%} of the records")  # noqa: B023
         pause_s = dice.uniform(0.0, 0.5)
         time.sleep(pause_s)
@@ -348,11 +358,11 @@ def test_every_acknowledged_record_is_in_the_lake_once_whoever_is_killed_or_froz
             proof.freeze(dice, stop_s)
         else:
             proof.kill(dice)
+    proof.load.ceiling = RECORDS
     proof.wait(lambda: not any(c.continue_s for c in proof.consumers), "the zombies to come back")
     proof.wait(lambda: not proof.load.is_alive(), "the last acknowledgement")
-    # Two batches of each partition may wait for the end of a minute; the signal cuts them.
-    waiting = (MEMORY_BUDGET_MB << 20) // 1000
-    proof.wait(lambda: sum(proof.tails()) >= RECORDS - waiting, "nearly all to be committed")
+    # What waits for the end of a minute is cut by the signal.
+    proof.wait(lambda: sum(proof.tails()) >= RECORDS - WAITING, "nearly all to be committed")
     proof.wait(lambda: len(proof.awake()) == 2, "both consumers at work")
     proof.finish()
     carried_s = time.monotonic() - began_s
