@@ -1,4 +1,8 @@
-"""The versioned schema: the numbered files of `migrations/`, each applied once, in order."""
+"""The versioned schema: the numbered files of `migrations/`, each applied once, in order of number.
+
+Numbers may have gaps, and a file may come to a database after one with a greater number: what counts is which
+files were applied, not how far.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +33,11 @@ def migrations() -> list[tuple[int, str, LiteralString]]:
     return sorted(found)
 
 
-def applied_version(connection: psycopg.Connection) -> int:
-    """Return the number of the newest migration in the database; 0 if there is none."""
+def applied_migrations(connection: psycopg.Connection) -> set[str]:
+    """Return the names of the migrations that the database has."""
     if not _exists(connection, "schema_migration"):
-        return 0
-    row = connection.execute("SELECT coalesce(max(version), 0) FROM schema_migration").fetchone()
-    assert row is not None
-    return int(row[0])
+        return set()
+    return {row[0] for row in connection.execute("SELECT name FROM schema_migration")}
 
 
 def migrate(connection: psycopg.Connection) -> list[str]:
@@ -51,23 +53,25 @@ def migrate(connection: psycopg.Connection) -> list[str]:
         UserError: If the database is newer than this program.
     """
     known = migrations()
+    names = {name for _, name, _ in known}
     applied = []
     with connection.transaction():
-        if applied_version(connection) == known[-1][0]:
+        if applied_migrations(connection) == names:
             return []
         connection.execute("SELECT pg_advisory_xact_lock(%s, 0)", (Lock.SCHEMA,))
         connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_migration "
             "(version integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
         )
-        version = applied_version(connection)
-        if version > known[-1][0]:
+        # Again, after the lock: somebody may have been at it meanwhile.
+        there = applied_migrations(connection)
+        if unknown := sorted(there - names):
             raise UserError(
-                f"the database's schema is at version {version}, this program knows {known[-1][0]}: "
+                f"the database's schema has {', '.join(unknown)}, which this program does not know: "
                 "it was migrated by a newer one; update this installation"
             )
         for number, name, text in known:
-            if number > version:
+            if name not in there:
                 connection.execute(text)
                 connection.execute(
                     "INSERT INTO schema_migration (version, name) VALUES (%s, %s)", (number, name)

@@ -67,7 +67,30 @@ def test_migrations_run_once_in_order_and_twice_at_once(tmp_path: Path, database
         thread.join()
     names = [name for _, name, _ in migrations()]
     assert sorted(results, key=len) == [[], [], [], names]
-    assert [number for number, _, _ in migrations()] == list(range(1, len(names) + 1))
+    numbers = [number for number, _, _ in migrations()]
+    assert numbers == sorted(set(numbers)), "two migrations have one number"
+
+
+def test_a_migration_that_comes_after_one_with_a_greater_number_is_applied(
+    tmp_path: Path, database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cryptostream_dagster.warehouse import schema
+
+    ours = migrations()
+    tenth = (9010, "9010_tenth.sql", "CREATE TABLE tenth (x int)")
+    twentieth = (9020, "9020_twentieth.sql", "CREATE TABLE twentieth (x int)")
+    with connect(pipeline_settings(tmp_path, database)) as connection:
+        for known, expected in (
+            ([*ours, twentieth], [*(name for _, name, _ in ours), "9020_twentieth.sql"]),
+            ([*ours, tenth, twentieth], ["9010_tenth.sql"]),
+            ([*ours, tenth, twentieth], []),
+        ):
+            monkeypatch.setattr(schema, "migrations", lambda known=known: known)
+            assert migrate(connection) == expected
+        # One that went back to a program without the file in between would write what it does not know.
+        monkeypatch.setattr(schema, "migrations", lambda: [*ours, twentieth])
+        with pytest.raises(UserError, match=r"has 9010_tenth.sql, which .* newer"):
+            migrate(connection)
 
 
 def test_a_migration_that_fails_leaves_nothing_behind(
