@@ -348,8 +348,8 @@ def test_every_acknowledged_record_is_in_the_lake_once_whoever_is_killed_or_froz
     freezes = [0.85 * number / STOPS for number in range(STOPS)]
     blows = sorted([(at, 0.0) for at in kills] + list(zip(freezes, stops, strict=True)))
     for at, stop_s in blows:
-        # However fast the consumers are, records are left for the blows to come: a zombie is woken when another
-        # has committed since, and while one was frozen for long the other carried all that there was.
+        # However fast the consumers are, records are left for the blows to come: a zombie is woken when
+        # another has committed since, and while one was frozen for long the other carried all that there was.
         proof.load.ceiling = min(RECORDS, int(at * RECORDS) + WAITING)
         proof.wait(lambda: sum(proof.tails()) >= at * RECORDS, f"{at:.0%} of the records")  # noqa: B023
         pause_s = dice.uniform(0.0, 0.5)
