@@ -21,6 +21,7 @@ import structlog
 from ingest_services.simulator.books import Publication
 from ingest_services.simulator.feed import Feed
 from ingest_services.simulator.journal import Journal
+from ingest_services.simulator.trades import Trades
 from ingest_services.simulator.truth import Truth
 from ingest_services.upbit.frames import REALTIME, SNAPSHOT
 
@@ -66,7 +67,7 @@ def now_ms() -> int:
 
 
 class Exchange:
-    """All markets, all subscriptions and the truth."""
+    """All markets, all subscriptions, the truth and the trades."""
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class Exchange:
         """
         self._feeds = dict(feeds)
         self.truth = Truth()
+        self.trades = Trades()
         self._clock = clock
         self._journal = journal
         self._subscribers: dict[str, dict[Client, Wish]] = {market: {} for market in feeds}
@@ -189,6 +191,7 @@ class Exchange:
                     continue
                 del self._catching_up[market]
                 self.truth.forget(market)
+                self.trades.forget(market)
                 heir = next(iter(self._subscribers[market]), None)
                 if heir is not None:
                     orphans.setdefault(heir, []).append(market)
@@ -230,6 +233,7 @@ class Exchange:
     def _record(self, book: Publication) -> None:
         if book.is_event(self._clock()):
             self.truth.add(book)
+            self.trades.add(book)
         if self._journal is not None:
             self._journal.published(book.market, book.tms)
 

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ import websocket
 
 from ingest_services.errors import UserError
 from ingest_services.simulator.config import SimulatorConfig
+from ingest_services.simulator.exchange import now_ms
+from ingest_services.simulator.feed import window_start
 from ingest_services.simulator.server import Simulator
 
 CAPTURE = Path(__file__).parents[3] / "shared/data/upbit_capture/orderbook_simple_depth15.jsonl"
@@ -499,6 +502,38 @@ def test_rest_lists_markets_books_and_tick_sizes() -> None:
         assert books[1]["timestamp"] == frame["timestamp"]
         status, _, instruments = get(simulator, "/v1/orderbook/instruments?markets=KRW-BTC,KRW-XRP")
         assert [(i["market"], i["tick_size"]) for i in instruments] == [("KRW-BTC", "1000"), ("KRW-XRP", "1")]
+
+
+def test_rest_tells_candles_of_trades_newest_first_with_the_running_one() -> None:
+    with serving(rate=2, history_minutes=30) as simulator, connected(simulator) as ws:
+        ask(ws, books_of("KRW-BTC.1"))
+        eventually(lambda: simulator.exchange.is_live("KRW-BTC"))
+        trades = simulator.exchange.trades
+        # A window that has just begun may have no trade yet.
+        eventually(lambda: next(trades.candles("KRW-BTC", 1)).start_ms == window_start(now_ms()))
+        path = "/v1/candles/minutes/5?market=KRW-BTC"
+        status, headers, candles = get(simulator, f"{path}&count=200")
+        assert (status, headers["Remaining-Req"]) == (200, "group=candles; min=600; sec=9")
+        assert len(candles) >= 6
+        starts = [datetime.fromisoformat(f"{c['candle_date_time_utc']}Z") for c in candles]
+        assert starts == sorted(starts, reverse=True)
+        assert starts[0].timestamp() + 300 > time.time() - 5, "the running one is there"
+        truth = {c["window_start_ms"]: c for c in get(simulator, "/simulator/truth")[2]["candles"]}
+        for start, candle in zip(starts, candles, strict=True):
+            mids = truth[round(start.timestamp() * 1000)]
+            tolerance = Decimal(mids["high"]) / 500  # spreads are a few ticks of a basis point
+            assert abs(Decimal(str(candle["high_price"])) - Decimal(mids["high"])) < tolerance
+            assert abs(Decimal(str(candle["low_price"])) - Decimal(mids["low"])) < tolerance
+            assert start <= datetime.fromtimestamp(candle["timestamp"] / 1000, UTC)
+            assert candle["candle_date_time_kst"] == (start + timedelta(hours=9)).isoformat()[:19]
+        assert len(get(simulator, path)[2]) == 1
+        # `to` is exclusive, and in UTC unless it says otherwise.
+        for to in (f"{starts[1]:%Y-%m-%dT%H:%M:%SZ}", f"{starts[1]:%Y-%m-%d%%20%H:%M:%S}"):
+            assert get(simulator, f"{path}&count=2&to={to}")[2] == candles[2:4]
+        seoul = starts[1].astimezone(timezone(timedelta(hours=9)))
+        assert get(simulator, f"{path}&to={seoul:%Y-%m-%dT%H:%M:%S}%2B09:00")[2] == candles[2:3]
+        assert get(simulator, f"{path}&to=yesterday")[0] == 400
+        assert get(simulator, "/v1/candles/minutes/5?market=KRW-GONE")[0] == 404
 
 
 def test_one_bad_code_fails_them_all_with_an_integer_name(simulator: Simulator) -> None:
