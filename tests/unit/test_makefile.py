@@ -59,7 +59,7 @@ def test_a_fresh_clone_sets_itself_up_and_a_second_call_does_nothing(clone: Path
     assert install(clone).returncode == 0
     made, locked, editable = calls(clone)
     assert made == "-m venv --clear .venv"
-    assert "--require-hashes -r requirements.lock" in locked
+    assert "--require-hashes --no-deps -r requirements.lock" in locked
     assert "--no-deps --no-build-isolation -e ." in editable
     assert install(clone).returncode == 0
     assert calls(clone) == []
