@@ -94,7 +94,7 @@ def table_schema(columns: Sequence[Column]) -> TableSchema:
                 column.name,
                 column.kind,
                 column.description,
-                constraints=TableColumnConstraints(nullable=column.nullable),
+                constraints=TableColumnConstraints(nullable=column.nullable, other=list(column.bounds)),
             )
             for column in columns
         ]

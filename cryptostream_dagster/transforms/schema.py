@@ -15,12 +15,37 @@ Kind = Literal["string", "timestamp", "int32", "int64", "double", "decimal", "da
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its name, its kind, what it means, and whether it may be NULL."""
+    """A declared column. What it may hold is checked in every window (`checks.py`) and shown in the UI.
+
+    Attributes:
+        name: Of the column.
+        kind: Its type.
+        description: What it means, with the unit.
+        nullable: Whether it may be NULL.
+        above: Every value is greater; None: no bound.
+        least: Every value is at least so much; None: no bound.
+        most: Every value is at most so much; None: no bound.
+        one_of: The only values, in order; empty: any.
+    """
 
     name: str
     kind: Kind
     description: str
     nullable: bool = False
+    above: float | None = None
+    least: float | None = None
+    most: float | None = None
+    one_of: tuple[str, ...] = ()
+
+    @property
+    def bounds(self) -> tuple[str, ...]:
+        """What people read of the bounds: `> 0`, `SNAPSHOT or REALTIME`."""
+        return (
+            *((f"> {self.above:g}",) if self.above is not None else ()),
+            *((f">= {self.least:g}",) if self.least is not None else ()),
+            *((f"<= {self.most:g}",) if self.most is not None else ()),
+            *((" or ".join(self.one_of),) if self.one_of else ()),
+        )
 
 
 def level_columns(depth: int) -> list[Column]:
@@ -31,6 +56,8 @@ def level_columns(depth: int) -> list[Column]:
             "double",
             f"{what.capitalize()} of {side} number {level} from the best; NULL beyond the book",
             nullable=True,
+            above=0 if what == "price" else None,
+            least=0 if what == "size" else None,
         )
         for level in range(1, depth + 1)
         for side in ("ask", "bid")
@@ -49,14 +76,23 @@ def book_columns(depth: int) -> list[Column]:
         Column("ticker", "string", "Canonical ticker, BTC"),
         Column("exchange_time", "timestamp", "The exchange's stamp of the book (tms), ms resolution, UTC"),
         Column("received_time", "timestamp", "When the producer received the frame, µs resolution, UTC"),
-        Column("stream_type", "string", "SNAPSHOT (state on subscribing) or REALTIME (a change)"),
-        Column("level", "double", "Price grouping that was asked for; 0: none"),
-        Column("total_ask_size", "double", "Sum of all ask sizes, as the exchange says", nullable=True),
-        Column("total_bid_size", "double", "Sum of all bid sizes, as the exchange says", nullable=True),
+        Column(
+            "stream_type",
+            "string",
+            "SNAPSHOT (state on subscribing) or REALTIME (a change)",
+            one_of=("REALTIME", "SNAPSHOT"),
+        ),
+        Column("level", "double", "Price grouping that was asked for; 0: none", least=0),
+        Column(
+            "total_ask_size", "double", "Sum of all ask sizes, as the exchange says", nullable=True, least=0
+        ),
+        Column(
+            "total_bid_size", "double", "Sum of all bid sizes, as the exchange says", nullable=True, least=0
+        ),
         *level_columns(depth),
         Column("connection", "string", "Which connection of which producer received it"),
-        Column("partition", "int32", "Kafka partition"),
-        Column("offset", "int64", "Kafka offset"),
+        Column("partition", "int32", "Kafka partition", least=0),
+        Column("offset", "int64", "Kafka offset", least=0),
     ]
 
 
@@ -65,21 +101,36 @@ CANDLE_COLUMNS = [
     Column("market", "string", "Market code of the exchange, KRW-BTC"),
     Column("event_time", "timestamp", "Start of the window [start, start + 5 min), exchange time"),
     Column("event_date", "date", "Market-zone date of event_time"),
-    Column("open_price", "decimal", "Mid of the first book in the window"),
-    Column("high_price", "decimal", "Highest mid"),
-    Column("low_price", "decimal", "Lowest mid"),
-    Column("close_price", "decimal", "Mid of the last book in the window"),
-    Column("prev_close_price", "decimal", "Close of the window before, if it has a candle", nullable=True),
-    Column("twap_price", "decimal", "Mid, averaged over the time that it prevailed", nullable=True),
-    Column("book_count", "int64", "Books that are two-sided and not crossed"),
+    Column("open_price", "decimal", "Mid of the first book in the window", above=0),
+    Column("high_price", "decimal", "Highest mid", above=0),
+    Column("low_price", "decimal", "Lowest mid", above=0),
+    Column("close_price", "decimal", "Mid of the last book in the window", above=0),
+    Column(
+        "prev_close_price",
+        "decimal",
+        "Close of the window before, if it has a candle",
+        nullable=True,
+        above=0,
+    ),
+    Column("twap_price", "decimal", "Mid, averaged over the time that it prevailed", nullable=True, above=0),
+    Column("book_count", "int64", "Books that are two-sided and not crossed", least=1),
     Column("first_book_at", "timestamp", "Exchange time of the first of them"),
     Column("last_book_at", "timestamp", "Exchange time of the last of them"),
     Column(
-        "mean_spread_bps", "decimal", "Spread over mid, basis points, averaged like twap_price", nullable=True
+        "mean_spread_bps",
+        "decimal",
+        "Spread over mid, basis points, averaged like twap_price",
+        nullable=True,
+        least=0,
     ),
     Column(
-        "coverage_ratio", "double", "Share of the window that was listened to; NULL: unknown", nullable=True
+        "coverage_ratio",
+        "double",
+        "Share of the window that was listened to; NULL: unknown",
+        nullable=True,
+        least=0,
+        most=1,
     ),
-    Column("version", "int64", "Version of the seal with which the row took its values"),
+    Column("version", "int64", "Version of the seal with which the row took its values", least=1),
     Column("built_at", "timestamp", "When it did"),
 ]
