@@ -24,11 +24,11 @@ import structlog
 import websocket
 from websocket import ABNF
 
+from ingest_services.backoff import Backoff
 from ingest_services.producer.metrics import SectionStats
 from ingest_services.producer.silence import Silences
 from ingest_services.producer.supervision import (
     Action,
-    Backoff,
     ConnectionLimiter,
     MessageLimiter,
     State,

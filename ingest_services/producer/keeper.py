@@ -19,12 +19,13 @@ from collections.abc import Callable
 
 import structlog
 
+from ingest_services.backoff import Backoff
 from ingest_services.producer.feed import Connection, Dead, Feed, Inbox, Proven
 from ingest_services.producer.metrics import SectionStats
-from ingest_services.producer.rest import Rest, RestBook, RestError
 from ingest_services.producer.silence import Verdict
-from ingest_services.producer.supervision import Backoff, State
+from ingest_services.producer.supervision import State
 from ingest_services.upbit.markets import market_of
+from ingest_services.upbit.rest import Rest, RestBook, RestError
 
 TURN_S = 0.5
 # Overdue tickers are collected for this long before the exchange is asked, once for all of them.

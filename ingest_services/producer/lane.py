@@ -21,9 +21,9 @@ import structlog
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
+from ingest_services.backoff import Backoff
 from ingest_services.kafka import client_config, connect
 from ingest_services.producer.outgoing import Outgoing
-from ingest_services.producer.supervision import Backoff
 
 LINGER_MS = 5
 BATCH_BYTES = 256 * 1024

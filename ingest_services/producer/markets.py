@@ -25,11 +25,11 @@ from urllib.parse import quote as quote_path
 import orjson
 import structlog
 
+from ingest_services.backoff import Backoff
 from ingest_services.errors import UserError
 from ingest_services.producer.metrics import MarketList, SectionStats
-from ingest_services.producer.rest import Rest, RestError
-from ingest_services.producer.supervision import Backoff
 from ingest_services.upbit.markets import ticker_of
+from ingest_services.upbit.rest import Rest, RestError
 
 FOLLOW_EVERY_S = 30.0
 CONFIRM_S = 5.0

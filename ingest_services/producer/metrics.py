@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ingest_services.producer.rest import Rest
 from ingest_services.producer.supervision import State
 from ingest_services.record import CLOCK_TOLERANCE_MS
+from ingest_services.upbit.rest import Rest
 
 PREFIX = "cryptostream_producer_"
 LATENCY_BOUNDS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)

@@ -13,10 +13,10 @@ from ingest_services.producer.markets import MarketFollower, MarketMemory
 from ingest_services.producer.metrics import SectionStats
 from ingest_services.producer.outbox import Outbox
 from ingest_services.producer.publisher import Publisher
-from ingest_services.producer.rest import Rest
 from ingest_services.producer.spool import Spool, Spooled
 from ingest_services.producer.supervision import ConnectionLimiter, State
 from ingest_services.settings import IngestSettings
+from ingest_services.upbit.rest import Rest
 
 
 class Section:

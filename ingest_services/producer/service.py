@@ -20,11 +20,11 @@ from ingest_services.producer.health import ProducerHealth
 from ingest_services.producer.markets import MarketMemory, ask_once, first_markets
 from ingest_services.producer.metrics import SectionStats, StatsCollector
 from ingest_services.producer.publisher import FLUSH_TIMEOUT_S
-from ingest_services.producer.rest import Rest
 from ingest_services.producer.section import Section
 from ingest_services.producer.supervision import ConnectionLimiter, State
 from ingest_services.producer.topics import TopicWatch
 from ingest_services.settings import IngestSettings
+from ingest_services.upbit.rest import Rest
 
 # How long a start waits for Kafka; after that it begins with the spool.
 KAFKA_TIMEOUT_S = 6.0

@@ -28,7 +28,7 @@ from collections.abc import Iterable
 
 import orjson
 
-from ingest_services.producer.rest import RestBook
+from ingest_services.upbit.rest import RestBook
 
 OVERDUE_FACTOR = 10
 OVERDUE_US = (2_000_000, 60_000_000)

@@ -20,8 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_services.producer import feed, rest
-from ingest_services.producer.rest import Rest, RestError
+from ingest_services.producer import feed
+from ingest_services.upbit import rest
+from ingest_services.upbit.rest import Rest, RestError
 from tests.broker import Broker
 from tests.integration.test_producer_service import books, producing, read_all, section, settings_for
 from tests.scripted_exchange import book, scripted_exchange, wait_until

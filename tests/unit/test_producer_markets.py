@@ -14,7 +14,7 @@ from ingest_services.errors import UserError
 from ingest_services.producer import markets
 from ingest_services.producer.markets import Listing, MarketFollower, MarketMemory, first_markets, markets_of
 from ingest_services.producer.metrics import MarketList, SectionStats
-from ingest_services.producer.rest import RestError
+from ingest_services.upbit.rest import RestError
 
 URL = "http://127.0.0.1:1"
 KRW = tuple(f"KRW-{code}" for code in "ABCDEFGH")

@@ -26,8 +26,8 @@ from ingest_services.producer.metrics import (
     SmallestDelay,
     StatsCollector,
 )
-from ingest_services.producer.rest import Rest
 from ingest_services.producer.supervision import State
+from ingest_services.upbit.rest import Rest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest_services.producer.rest import RestBook
 from ingest_services.producer.silence import (
     GRACE_US,
     OVERDUE_US,
@@ -16,6 +15,7 @@ from ingest_services.producer.silence import (
     Verdict,
     same_levels,
 )
+from ingest_services.upbit.rest import RestBook
 
 SECOND = 1_000_000
 START = 1_700_000_000_000_000

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest_services.backoff import Backoff
 from ingest_services.producer.supervision import (
     AFTER_MINUTE_S,
     FIRST_MESSAGE_S,
@@ -18,7 +19,6 @@ from ingest_services.producer.supervision import (
     NEXT,
     STALL_S,
     Action,
-    Backoff,
     ConnectionLimiter,
     MessageLimiter,
     State,

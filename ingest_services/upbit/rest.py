@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from ingest_services.producer.supervision import Backoff
+from ingest_services.backoff import Backoff
 from ingest_services.upbit.frames import exchange_ms
 from ingest_services.upbit.markets import ticker_of
 
