@@ -78,6 +78,7 @@ def _tick(
         find_candidates,
         note_requests,
     )
+    from cryptostream_dagster.catalog.retention import frozen_until
     from cryptostream_dagster.catalog.sync import sync
 
     settings = platform.settings
@@ -92,9 +93,11 @@ def _tick(
         sync(connection, platform.store, SYNC_BUDGET_S)
         until = complete_until(connection)
         enter_empty_windows(connection, until)
-        candidates = find_candidates(connection, settings.first_window)
+        now = datetime.now(UTC)
+        oldest = max(settings.first_window, frozen_until(connection, settings, now) or settings.first_window)
+        candidates = find_candidates(connection, oldest)
         in_flight = windows_of_runs((run.tags for run in unfinished), partitions)
-        requests = decide(candidates, until, in_flight, datetime.now(UTC), policy)
+        requests = decide(candidates, until, in_flight, now, policy)
         note_requests(connection, requests)
     if not requests:
         through = (

@@ -6,7 +6,7 @@ here is required to *load* the definitions; `missing` says what a run needs and 
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator
@@ -33,6 +33,8 @@ class PipelineSettings(IngestSettings):
         schedule_grace_s: How long after its end a window is left to the schedule.
         settle_s: How long a window must have been quiet before it is built by the sensor; a window that data
             never stops trickling into is built after ten times as long.
+        raw_retention_days: Days after which raw data counts as expired and its windows are frozen; None: it
+            is kept for ever.
         duckdb_threads: Threads of one DuckDB session.
         duckdb_memory_mb: Memory of one DuckDB session, MiB; it spills to disk beyond.
     """
@@ -48,6 +50,7 @@ class PipelineSettings(IngestSettings):
     sensor_interval_s: int = Field(default=30, ge=1)
     schedule_grace_s: float = Field(default=60.0, ge=0)
     settle_s: float = Field(default=5.0, ge=0)
+    raw_retention_days: int | None = Field(default=None, ge=1)
     duckdb_threads: int = Field(default=2, ge=1)
     duckdb_memory_mb: int = Field(default=1024, ge=128)
 
@@ -66,6 +69,11 @@ class PipelineSettings(IngestSettings):
     def first_window(self) -> datetime:
         """Start of the first window, an aware instant."""
         return datetime.strptime(self.partitions_start, PARTITION_KEY_FORMAT)
+
+    @property
+    def raw_retention(self) -> timedelta | None:
+        """How long raw data is kept; None: for ever."""
+        return None if self.raw_retention_days is None else timedelta(days=self.raw_retention_days)
 
     @property
     def missing(self) -> str | None:

@@ -14,12 +14,20 @@ import psycopg
 
 from cryptostream_dagster.catalog.complete import wait_until_complete
 from cryptostream_dagster.catalog.coverage import Coverage, record_coverage, window_coverage
-from cryptostream_dagster.catalog.seal import Seal, SealedFile, newest_seal, seal_window, sealed_files
+from cryptostream_dagster.catalog.retention import freeze_gone, is_gone, require_objects, require_raw, thaw
+from cryptostream_dagster.catalog.seal import (
+    Seal,
+    SealedFile,
+    has_grown,
+    newest_seal,
+    seal_window,
+    sealed_files,
+)
 from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.sql import load_sql
 from cryptostream_dagster.transforms.books import BookBuilder, RawObject, TickerBooks
 from cryptostream_dagster.transforms.candles import TickerCandle, window_candles
-from cryptostream_dagster.transforms.storage import Storage, open_storage
+from cryptostream_dagster.transforms.storage import ObjectGone, Storage, open_storage
 from cryptostream_dagster.warehouse.candles import Written, write_candles
 from cryptostream_dagster.warehouse.connection import lock_window
 from cryptostream_dagster.warehouse.queries import CANDLES
@@ -92,10 +100,24 @@ def seal_step(
 
     Raises:
         Incomplete: If it is not complete within `SEAL_WAIT_S`.
+        Frozen: If its raw data has expired, or was found to be gone.
         UserError: If the lake is not readable.
     """
+    require_raw(connection, window, settings, datetime.now(UTC))
     wait_until_complete(connection, store, window, settings.seal_wait_s)
+    if has_grown(connection, window) or is_gone(connection, window):
+        # Before anything is sealed: what is there by now may be less than what the window was built from.
+        require_objects(connection, _raw(settings), window, settings)
     ensure_partitions(connection, window, settings.zone)
+    try:
+        return _seal(connection, store, window, settings)
+    except ObjectGone as error:
+        raise freeze_gone(connection, window, error, settings) from error
+
+
+def _seal(
+    connection: psycopg.Connection, store: ObjectStore, window: Window, settings: PipelineSettings
+) -> Sealed:
     with connection.transaction():
         seal = seal_window(connection, window, settings.lateness_s)
         coverage = window_coverage(connection, store, window)
@@ -108,8 +130,18 @@ def parquet_step(connection: psycopg.Connection, window: Window, settings: Pipel
     """Write the Parquet of a window's newest seal, unless it is there already.
 
     Raises:
+        Frozen: If it is to be written, and the raw data has expired or was found to be gone.
         UserError: If the window was never sealed, or its raw objects are not what their commits say.
     """
+    try:
+        return _build_parquet(connection, window, settings)
+    except ObjectGone as error:
+        raise freeze_gone(connection, window, error, settings) from error
+
+
+def _build_parquet(
+    connection: psycopg.Connection, window: Window, settings: PipelineSettings
+) -> ParquetBuilt:
     raw, parquet = _raw(settings), open_parquet(settings)
     with connection.transaction():
         lock_window(connection, window)
@@ -121,6 +153,7 @@ def parquet_step(connection: psycopg.Connection, window: Window, settings: Pipel
         recorded = _recorded_books(connection, window)
         if _built_version(connection, window, PARQUET) == seal.version and _all_there(parquet, recorded):
             return ParquetBuilt(seal.version, seal.digest, recorded, written=False)
+        require_raw(connection, window, settings, datetime.now(UTC))
         files = sealed_files(connection, seal)
         builder = BookBuilder(
             raw,
@@ -148,6 +181,7 @@ def parquet_step(connection: psycopg.Connection, window: Window, settings: Pipel
         )
         parquet.delete(sorted({t.path for t in recorded if t.path} - {t.path for t in tickers}))
         _note_built(connection, seal, PARQUET)
+        thaw(connection, window)
     return ParquetBuilt(seal.version, seal.digest, tickers, written=True)
 
 

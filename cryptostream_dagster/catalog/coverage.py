@@ -15,6 +15,7 @@ import psycopg
 from zstandard import ZstdError
 
 from cryptostream_dagster.sql import load_sql
+from cryptostream_dagster.transforms.storage import ObjectGone
 from cryptostream_dagster.window import WINDOW_S, Window
 from ingest_services.errors import UserError
 from ingest_services.lake.chain import CommitFile
@@ -76,7 +77,7 @@ def window_coverage(connection: psycopg.Connection, store: ObjectStore, window: 
         try:
             heartbeats += read_heartbeats(decompress(path, store.get(path)))
         except ObjectMissing as error:
-            raise UserError(f"{store.url}/{path}: a commit names it, but it is not there") from error
+            raise ObjectGone(store.url, path) from error
         except (ValueError, ZstdError) as error:
             raise UserError(f"{store.url}/{path}: {error}") from error
     start_us, end_us = window.start_ms * 1000, window.end_ms * 1000

@@ -114,6 +114,12 @@ def newest_seal(connection: psycopg.Connection, window: Window) -> Seal | None:
     return None if row is None else Seal(window, *row)
 
 
+def has_grown(connection: psycopg.Connection, window: Window) -> bool:
+    """Return whether a window was sealed, and sealing it now would give another version."""
+    latest = newest_seal(connection, window)
+    return latest is not None and latest.digest != digest_of(_current_files(connection, window))
+
+
 def sealed_files(connection: psycopg.Connection, seal: Seal) -> list[SealedFile]:
     """Return a seal's objects, in an order that depends on nothing but them."""
     rows = connection.execute(

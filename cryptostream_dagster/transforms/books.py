@@ -21,7 +21,7 @@ from crc32c import crc32c
 from cryptostream_dagster.sql import load_sql
 from cryptostream_dagster.transforms.duck import open_duckdb
 from cryptostream_dagster.transforms.schema import book_columns, level_columns
-from cryptostream_dagster.transforms.storage import Storage
+from cryptostream_dagster.transforms.storage import ObjectGone, Storage
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
 
@@ -212,7 +212,7 @@ class BookBuilder:
     def _check_sizes(self, batch: list[RawObject]) -> None:
         for item, size in zip(batch, self._raw.sizes([item.path for item in batch]), strict=True):
             if size is None:
-                raise UserError(f"{self._raw.url}/{item.path}: a commit names it, but it is not there")
+                raise ObjectGone(self._raw.url, item.path)
             if size != item.bytes:
                 raise UserError(
                     f"{self._raw.url}/{item.path}: has {size} bytes, its commit says {item.bytes}"

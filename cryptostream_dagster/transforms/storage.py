@@ -23,6 +23,19 @@ _FETCH_THREADS = 16
 _RETRY_FOR = timedelta(seconds=30)
 
 
+class ObjectGone(UserError):  # noqa: N818 - an answer, not a failure
+    """An object that a commit names is not there (any more).
+
+    Args:
+        url: The storage's root.
+        path: The object.
+    """
+
+    def __init__(self, url: str, path: str) -> None:
+        super().__init__(f"{url}/{path}: a commit names it, but it is not there")
+        self.path = path
+
+
 @dataclass(frozen=True, slots=True)
 class Storage:
     """A root for objects.

@@ -11,6 +11,7 @@ WHERE (
     built_revision IS DISTINCT FROM revision
     OR built_coverage_revision IS DISTINCT FROM coverage_revision
 )
+AND gone_path IS NULL
 AND window_start >= %(since)s
 -- What was never tried first: however many windows keep failing, they hold up no other.
 ORDER BY CASE WHEN requested_revision = greatest(revision, coverage_revision) THEN requests ELSE 0 END, window_start DESC
