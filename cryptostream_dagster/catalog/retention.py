@@ -1,8 +1,8 @@
 """Frozen windows: raw data that has expired, and what of it the catalog forgets.
 
 `docs/housekeeping.md` is the page. A frozen window keeps what was built from it; it is never sealed again,
-and never built from less. Belongs here: which windows are frozen, and pruning the catalog. Does not belong here:
-deleting raw objects, which the bucket's own rule does, or a person.
+and never built from less. Belongs here: which windows are frozen, and pruning the catalog. Does not belong
+here: deleting raw objects, which the bucket's own rule does, or a person.
 """
 
 from __future__ import annotations
