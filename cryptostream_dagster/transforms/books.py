@@ -20,7 +20,7 @@ from crc32c import crc32c
 
 from cryptostream_dagster.sql import load_sql
 from cryptostream_dagster.transforms.duck import open_duckdb
-from cryptostream_dagster.transforms.schema import book_columns, level_columns
+from cryptostream_dagster.transforms.schema import arrow_schema, book_columns, level_columns
 from cryptostream_dagster.transforms.storage import ObjectGone, Storage
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
@@ -260,20 +260,8 @@ class BookBuilder:
         return TickerBooks(ticker, path, size, sealed_rows, table.num_rows, duplicates, rejected)
 
     def _schema(self, metadata: Mapping[str, str]) -> Any:
-        import pyarrow as pa
-
-        kinds = {
-            "string": pa.string(),
-            "timestamp": pa.timestamp("us", tz="UTC"),
-            "double": pa.float64(),
-            "int32": pa.int32(),
-            "int64": pa.int64(),
-        }
-        fields = [
-            pa.field(column.name, kinds[column.kind], nullable=column.nullable)
-            for column in book_columns(self._depth)
-        ]
-        return pa.schema(fields, {f"cryptostream.{name}": value for name, value in metadata.items()})
+        named = {f"cryptostream.{name}": value for name, value in metadata.items()}
+        return arrow_schema(book_columns(self._depth), named)
 
 
 def _batches(objects: Sequence[RawObject], most_rows: int) -> Iterator[list[RawObject]]:

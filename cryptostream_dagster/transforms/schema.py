@@ -7,8 +7,12 @@ representation (IEEE 754), which is how the candles read them again (`sql/candle
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Kind = Literal["string", "timestamp", "int32", "int64", "double", "decimal", "date"]
 
@@ -46,6 +50,28 @@ class Column:
             *((f"<= {self.most:g}",) if self.most is not None else ()),
             *((" or ".join(self.one_of),) if self.one_of else ()),
         )
+
+
+def arrow_schema(columns: Sequence[Column], metadata: Mapping[str, str] | None = None) -> pa.Schema:
+    """Return columns as Arrow and Parquet know them.
+
+    Args:
+        columns: None of them a decimal or a date.
+        metadata: Of the whole.
+    """
+    import pyarrow as pa  # slow to import, and loading the definitions does without
+
+    kinds = {
+        "string": pa.string(),
+        "timestamp": pa.timestamp("us", tz="UTC"),
+        "double": pa.float64(),
+        "int32": pa.int32(),
+        "int64": pa.int64(),
+    }
+    return pa.schema(
+        [pa.field(column.name, kinds[column.kind], nullable=column.nullable) for column in columns],
+        dict(metadata) if metadata else None,
+    )
 
 
 def level_columns(depth: int) -> list[Column]:

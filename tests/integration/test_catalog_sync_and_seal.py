@@ -20,7 +20,7 @@ from cryptostream_dagster.catalog.reconcile import (
 )
 from cryptostream_dagster.catalog.seal import newest_seal, sealed_files
 from cryptostream_dagster.catalog.sync import sync
-from cryptostream_dagster.checks import QUESTIONS, ask
+from cryptostream_dagster.questions import QUESTIONS, Ground
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
 from ingest_services.lake import chain as chains
@@ -553,7 +553,8 @@ def test_candidates_are_the_windows_whose_built_state_is_behind(pipeline: Pipeli
 def offsets_missing(pipeline: Pipeline, *windows: int) -> list[int]:
     """Ask the check `offsets_contiguous` about windows, counted from the first."""
     (question,) = (q for q in QUESTIONS if q.name == "offsets_contiguous")
-    return [ask(pipeline.connection, question, WINDOW.shifted(n))[0] for n in windows]
+    ground = Ground(pipeline.connection, pipeline.settings)
+    return [question.ask(ground, WINDOW.shifted(n)).violations for n in windows]
 
 
 def test_a_window_whose_every_record_was_lost_is_no_window_without_a_hole(pipeline: Pipeline) -> None:

@@ -1,0 +1,27 @@
+"""What Dagster is given, compared with what was agreed on."""
+
+from __future__ import annotations
+
+import difflib
+
+from cryptostream_dagster.definitions import build_defs
+from cryptostream_dagster.settings import PipelineSettings
+from tests.definitions_snapshot import FILE, snapshot
+
+
+def test_nothing_in_the_definitions_changes_unseen() -> None:
+    agreed, found = FILE.read_text(encoding="utf-8").splitlines(), snapshot().splitlines()
+    difference = "\n".join(difflib.unified_diff(agreed, found, "agreed", "found", lineterm=""))
+    assert not difference, (
+        f"{difference}\n\nIf this is meant, write {FILE.name} anew: python -m tests.definitions_snapshot"
+    )
+
+
+def test_every_asset_says_what_it_is_and_whose() -> None:
+    graph = build_defs(PipelineSettings(_env_file=None)).resolve_asset_graph()
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        said = (node.description, node.owners, node.group_name != "default", node.kinds)
+        assert all(said), f"{key.to_user_string()}: {said}"
+    for key in graph.asset_check_keys:
+        assert graph.get_check_spec(key).description, key
