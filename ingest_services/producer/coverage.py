@@ -59,6 +59,8 @@ class CoverageTracker:
         self._every_us = every_us
         self._since: dict[str, int] = {}
         self._ended: list[tuple[int, int, str]] = []
+        # By ticker, from when on everything that was told is taken back already.
+        self._lost_since: dict[str, int] = {}
         self._last_us = opened_us
         self._schedule(opened_us)
 
@@ -102,11 +104,14 @@ class CoverageTracker:
         Returns:
             Heartbeats that take back what was told of the time behind it, if the loss was noticed that late.
         """
-        lost = [ticker] if ticker is not None else [*self._since, *self._doubted]
-        late = {each: at_us for each in lost if self._since.get(each, at_us) > at_us}
+        lost = [each for each in self._subscribed if ticker in (None, each)]
+        late = {}
         for each in lost:
             self._doubted.pop(each, None)
             self._end(at_us, each)
+            # Whether or not anything is claimed for it now, it may have been then.
+            if at_us < self._lost_since.get(each, self._told_us):
+                late[each] = self._lost_since[each] = at_us
         return self.retract(late)
 
     def doubt(self, at_us: int) -> None:
@@ -201,6 +206,7 @@ class CoverageTracker:
 
     def _schedule(self, told_us: int) -> None:
         self._told_us = told_us
+        self._lost_since.clear()
         self._due_us = min(told_us + self._every_us, told_us - told_us % MINUTE_US + MINUTE_US)
 
     def _begin_again(self, at_us: int) -> None:

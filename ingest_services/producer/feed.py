@@ -34,6 +34,7 @@ from ingest_services.producer.supervision import (
     State,
     Supervision,
     Watch,
+    pause,
 )
 from ingest_services.upbit.frames import Book, read_frame
 from ingest_services.upbit.markets import ticker_of
@@ -47,7 +48,7 @@ READ_BYTES = 64 * 1024
 POLL_S = 0.2
 # Frames that were read and not published yet. Beyond that reading waits (for the processor, never for Kafka).
 INBOX_FRAMES = 8192
-# Asked to slow down (429), or blocked for it (418): trying again at once makes the block grow.
+# Asked to slow down (429), or blocked for it (418): trying again at once makes the block grow, whoever tries.
 SLOW_DOWN_S = {429: 5.0, 418: 30.0}
 
 _log = structlog.get_logger()
@@ -200,8 +201,8 @@ class Feed(threading.Thread):
         number = 0
         while not self._stopping.is_set():
             self._supervision.enter(State.CONNECTING)
-            self._stats.feed_turn_s = time.monotonic()
-            self._stats.limiter_wait_s += self._limiter.wait(self._stopping)
+            self._came_round()
+            self._stats.limiter_wait_s += self._limiter.wait(self._stopping, self._came_round)
             if self._stopping.is_set():
                 break
             number += 1
@@ -223,19 +224,23 @@ class Feed(threading.Thread):
                 cause=cause,
                 retry_in_s=round(delay_s, 2),
             )
-            self._stats.feed_turn_s = time.monotonic()
-            self._stopping.wait(delay_s)
+            pause(self._stopping, delay_s, self._came_round)
         self._supervision.enter(State.STOPPED)
+
+    def _came_round(self) -> None:
+        self._stats.feed_turn_s = time.monotonic()
 
     def _connect(self, connection: Connection) -> tuple[str, float]:
         """Live one connection; return why it ended and how long to wait at least."""
         try:
             socket = _open(self._url)
         except websocket.WebSocketBadStatusException as error:
-            return f"status_{error.status_code}", SLOW_DOWN_S.get(error.status_code, 0.0)
+            at_least_s = SLOW_DOWN_S.get(error.status_code, 0.0)
+            return f"status_{error.status_code}", self._limiter.refused(at_least_s) if at_least_s else 0.0
         except (websocket.WebSocketException, OSError, ValueError) as error:
             _log.info("connect_failed", section=self._section, url=self._url, error=str(error))
             return "connect_failed", 0.0
+        self._limiter.accepted()
         try:
             messages = MessageLimiter()
             _send(socket, messages, subscription_request(connection.name, connection.markets, self._depth))

@@ -6,6 +6,7 @@ heartbeats among them, each behind the frames that it vouches for.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,8 @@ BATCH = 512
 WAITING_POLL_S = 0.005
 IDLE_POLL_S = 0.25
 FLUSH_TIMEOUT_S = 5.0
+# Of so many connections that ended, records may still be on their way to Kafka, and be lost there.
+ENDED_CONNECTIONS = 32
 
 _log = structlog.get_logger()
 
@@ -54,15 +57,18 @@ class Publisher(threading.Thread):
         self._inbox = inbox
         self._stats = stats
         self._trackers: dict[str, tuple[Connection, CoverageTracker]] = {}
+        self._ended: dict[str, CoverageTracker] = {}
         self._unkept: list[Outgoing] = []
         self._stopping = threading.Event()
+        self._flush_by_s = math.inf
         self._now_us = 0
         self.outbox = make_outbox(self._cut, self._lose)
         self.failed = False
         self.drained = False
 
     def stop(self) -> None:
-        """Publish what is in the inbox, flush, and end; `join` waits for it."""
+        """Publish what is in the inbox, flush, and end, `FLUSH_TIMEOUT_S` from now; `join` waits for it."""
+        self._flush_by_s = time.monotonic() + FLUSH_TIMEOUT_S
         self._stopping.set()
 
     def run(self) -> None:
@@ -97,7 +103,7 @@ class Publisher(threading.Thread):
         for connection, tracker in list(self._trackers.values()):
             self._end(connection, tracker, by_us=False, now_s=time.monotonic())
         self._take_back_again(time.monotonic())
-        self.drained = outbox.finish(time.monotonic() + FLUSH_TIMEOUT_S)
+        self.drained = outbox.finish(self._flush_by_s)
         if self._unkept:
             _log.error("claims_not_taken_back", section=self._section, heartbeats=len(self._unkept))
 
@@ -129,6 +135,9 @@ class Publisher(threading.Thread):
         self._take_back(tracker, connection.silences.doubtful(by_us), now_s)
         self._tell(tracker.finish(), now_s)
         del self._trackers[connection.name]
+        self._ended[connection.name] = tracker
+        if len(self._ended) > ENDED_CONNECTIONS:
+            del self._ended[next(iter(self._ended))]
 
     def _take_frame(
         self, at_us: int, connection: Connection, tracker: CoverageTracker, data: bytes, now_s: float
@@ -210,7 +219,8 @@ class Publisher(threading.Thread):
             if Heartbeat.decode(record.value).holes:
                 self._unkept.append(record)
             return
-        _, tracker = self._trackers.get(headers["connection"].decode(), (None, None))
+        name = headers["connection"].decode()
+        _, tracker = self._trackers.get(name, (None, self._ended.get(name)))
         if tracker is not None:
             for heartbeat in tracker.lose(record.received_us, record.key.decode() or None):
                 self._count_holes(heartbeat)

@@ -10,8 +10,10 @@ A subscription may die alone, without a word, on a socket on which everything el
   be on its way. If everything that was received within `GRACE_US` after the answer has been looked at and the
   book was not among it, the subscription is *dead*.
 * A dead subscription missed something after its last proof, nobody knows when: all of that is a hole.
-* A ticker that speaks again after ten times its mean gap, and for whose silence nobody answered in time (the
-  second path was blocked), may have missed something: what was claimed since its last proof is taken back.
+* A ticker that speaks again after ten times its mean gap, and for whose silence nobody answered (the second
+  path was blocked) or not in time (`ANSWER_US`: it was slow), may have missed something: what was claimed
+  since its last proof is taken back.
+* An answer that is older than what we have comes from a path that lags behind: it proves nothing.
 * A frame that nobody can read may have been any ticker's book: all of them are soon overdue, until their next
   book or the comparison.
 
@@ -35,6 +37,9 @@ OVERDUE_US = (2_000_000, 60_000_000)
 # Snapshots came 170 to 350 ms after the request.
 SNAPSHOT_BOUND_US = 5_000_000
 GRACE_US = 2_000_000
+# Overdue tickers are asked about every 3 s, and the answer comes at once. Whoever is not answered for by then
+# may have been dead and come back.
+ANSWER_US = 6_000_000
 # The mean is that of the first eight gaps, and from then on each gap has the weight of an eighth.
 _MEAN_SHIFT = 3
 
@@ -194,17 +199,21 @@ class Silences:
             answered_us: When it came.
 
         Returns:
-            QUIET, SUSPECT, or UNANSWERED if a frame came meanwhile that nobody could read.
+            QUIET, SUSPECT, or UNANSWERED if a frame came meanwhile that nobody could read, or if the answer is
+            older than what we have.
         """
         heard = self._heard[ticker]
         heard.asked_us = asked_us
         if asked_us <= heard.doubted_us:
             return Verdict.UNANSWERED
-        if heard.last_us and (book.tms <= heard.tms or same_levels(heard.frame, book)):
+        if heard.last_us and (book.tms == heard.tms or same_levels(heard.frame, book)):
             heard.proven_us = asked_us
             heard.suspect_tms = 0
             heard.unanswered = False
             return Verdict.QUIET
+        if heard.last_us and book.tms < heard.tms:
+            heard.unanswered = heard.last_us < asked_us
+            return Verdict.UNANSWERED
         heard.suspect_tms, heard.suspect_us = book.tms, answered_us
         return Verdict.SUSPECT
 
@@ -222,12 +231,13 @@ class Silences:
 
         Returns:
             Up to when it had certainly not missed anything, µs since the epoch; 0 if the silence was usual,
-            or nobody had to answer for it.
+            or was answered for, or there was none.
         """
         heard = self._heard.get(ticker)
-        if heard is None or not heard.unanswered or at_us - heard.proof_us <= heard.unusual_after_us:
+        if heard is None:
             return 0
-        return heard.proof_us
+        bearable_us = heard.unusual_after_us + (0 if heard.unanswered else ANSWER_US)
+        return heard.proof_us if at_us - heard.proof_us > bearable_us else 0
 
     def excuse(self, ticker: str, now_us: int) -> None:
         """Leave a ticker alone until it is overdue again: it is none of the exchange's markets."""

@@ -32,6 +32,10 @@ MESSAGES_PER_SECOND = 4
 MESSAGES_PER_MINUTE = 80
 # A connection that was live for this long was a good one: the next failure is the first of its kind.
 GOOD_AFTER_S = 10.0
+# Refused again and again (429, 418), connecting waits for up to this long: a block grows with each attempt.
+PAUSE_CAP_S = 300.0
+# Whoever waits for longer says at least this often that it is not stuck.
+TURN_S = 5.0
 MINUTE_S = 60.0
 # A ping goes out this long after each minute's end: its pong is the proof that the minute was covered whole.
 AFTER_MINUTE_S = 0.02
@@ -182,30 +186,87 @@ class Supervision:
 
 
 class ConnectionLimiter:
-    """Keeps all sections of a process together inside the exchange's limit on new connections."""
+    """Keeps all sections of a process together inside the exchange's limit on new connections.
+
+    The exchange counts by address: when it refuses one section, nobody asks before the pause is over.
+    """
 
     def __init__(
         self, per_second: int = CONNECTIONS_PER_SECOND, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
         self._taken: deque[float] = deque(maxlen=per_second)
+        self._pauses = Backoff(base_s=1.0, cap_s=PAUSE_CAP_S)
+        self._paused_until_s = 0.0
         self._lock = threading.Lock()
+
+    @property
+    def pause_s(self) -> float:
+        """How long nobody may connect, seconds; 0 if there is no pause."""
+        with self._lock:
+            return max(0.0, self._paused_until_s - self._clock())
+
+    def refused(self, at_least_s: float) -> float:
+        """Take note that the exchange asked to slow down: refusals in a row make the pause longer.
+
+        Args:
+            at_least_s: Pause no less than this, seconds.
+
+        Returns:
+            The pause, seconds.
+        """
+        with self._lock:
+            pause_s = self._pauses.next_s(at_least_s)
+            self._paused_until_s = max(self._paused_until_s, self._clock() + pause_s)
+            return pause_s
+
+    def accepted(self) -> None:
+        """Take note of a connection that the exchange took: the next refusal is the first of its kind."""
+        with self._lock:
+            self._pauses.reset()
 
     def reserve_s(self) -> float:
         """Take the next free slot and return how long it is away, seconds."""
         with self._lock:
             now_s = self._clock()
-            full = len(self._taken) == self._taken.maxlen
-            slot_s = max(now_s, self._taken[0] + 1.0) if full else now_s
+            slot_s = max(now_s, self._paused_until_s)
+            if len(self._taken) == self._taken.maxlen:
+                slot_s = max(slot_s, self._taken[0] + 1.0)
             self._taken.append(slot_s)
             return slot_s - now_s
 
-    def wait(self, stop: threading.Event) -> float:
-        """Wait for a slot, or until `stop`; return the seconds it took."""
-        delay_s = self.reserve_s()
-        if delay_s > 0:
-            stop.wait(delay_s)
-        return delay_s
+    def wait(self, stop: threading.Event, on_turn: Callable[[], None] = lambda: None) -> float:
+        """Wait for a slot, or until `stop`.
+
+        Args:
+            stop: Ends the waiting.
+            on_turn: Called every few seconds: whoever waits is not stuck.
+
+        Returns:
+            The seconds it took.
+        """
+        waited_s = 0.0
+        while True:
+            delay_s = self.reserve_s()
+            waited_s += delay_s
+            pause(stop, delay_s, on_turn)
+            # If somebody was refused meanwhile, the slot is worth nothing.
+            if stop.is_set() or not self.pause_s:
+                return waited_s
+
+
+def pause(stop: threading.Event, delay_s: float, on_turn: Callable[[], None]) -> None:
+    """Wait, or until `stop`, and call something every few seconds.
+
+    Args:
+        stop: Ends the waiting.
+        delay_s: How long to wait, seconds.
+        on_turn: Called before each piece of it.
+    """
+    while delay_s > 0 and not stop.is_set():
+        on_turn()
+        stop.wait(min(delay_s, TURN_S))
+        delay_s -= TURN_S
 
 
 class MessageLimiter:

@@ -38,7 +38,7 @@ class Pausing(Inbox):
 
 
 @contextmanager
-def feeding(url: str, inbox: Inbox) -> Iterator[SectionStats]:
+def feeding(url: str, inbox: Inbox, limiter: ConnectionLimiter | None = None) -> Iterator[SectionStats]:
     stats = SectionStats("s")
     feed = Feed(
         "s",
@@ -46,7 +46,7 @@ def feeding(url: str, inbox: Inbox) -> Iterator[SectionStats]:
         url=url,
         depth=15,
         inbox=inbox,
-        limiter=ConnectionLimiter(),
+        limiter=limiter or ConnectionLimiter(),
         stats=stats,
         on_state=lambda feed, state: None,
     )
@@ -122,3 +122,19 @@ def test_a_socket_that_drips_and_tells_nothing_is_given_up(
     monkeypatch.setattr(supervision, "FIRST_MESSAGE_S", 1.0)
     with dripping(first, drop) as url, feeding(url, Inbox()) as stats:
         wait_until(lambda: stats.reconnects["stalled"] >= 1, "the end of it")
+
+
+@pytest.mark.parametrize("status", [429, 418])
+def test_a_refusal_of_one_section_holds_back_the_others(status: int) -> None:
+    limiter = ConnectionLimiter()
+    with scripted_exchange() as exchange:
+        exchange.refuse_with = status
+        with feeding(exchange.ws_url, Inbox(), limiter) as one:
+            wait_until(lambda: one.reconnects[f"status_{status}"] == 1, "the refusal")
+            with feeding(exchange.ws_url, Inbox(), limiter) as other:
+                time.sleep(1.0)
+                assert len(exchange.origins) == 1, "the exchange counts by address"
+                assert not other.reconnects
+                assert time.monotonic() - other.feed_turn_s < supervision.TURN_S + 1, (
+                    "it is not stuck: it waits"
+                )

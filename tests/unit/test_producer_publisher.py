@@ -9,13 +9,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from ingest_services.lake.coverage import Interval, covered_intervals
+from ingest_services.producer import publisher as publisher_module
 from ingest_services.producer.feed import Connection, Dead, Inbox, Item, Proven, Signal
 from ingest_services.producer.metrics import SectionStats
 from ingest_services.producer.outbox import Outbox
 from ingest_services.producer.outgoing import Outgoing
-from ingest_services.producer.publisher import Publisher
+from ingest_services.producer.publisher import FLUSH_TIMEOUT_S, Publisher
 from ingest_services.producer.spool import Spool
-from ingest_services.record import HEARTBEAT, Heartbeat
+from ingest_services.record import BOOK, HEARTBEAT, Heartbeat
 from tests.scripted_exchange import book
 from tests.unit.test_producer_outbox import FakeLane
 
@@ -208,3 +209,72 @@ def test_a_loss_that_is_noticed_late_is_taken_back(late: bool) -> None:
     assert len(lost) == 1
     assert claimed["BTC"][0] == (START, START + 5 * SECOND)
     assert claimed["BTC"][1:] == [] if late else [(START + 6 * SECOND, START + 12 * SECOND)]
+
+
+def carrying() -> tuple[Publisher, Callable[[int], None]]:
+    """Return a publisher whose outbox keeps everything, and what tells it that the frame of a second is lost."""
+    publisher = Publisher("s", Inbox(), SectionStats("s"), lambda _, on_lost: Kept(on_lost, lambda r: False))  # type: ignore[arg-type,return-value]
+
+    def lose(second: int) -> None:
+        (record,) = (
+            r
+            for r in publisher.outbox.records  # type: ignore[attr-defined]
+            if r.received_us == START + second * SECOND and dict(r.headers)["kind"] == BOOK.encode()
+        )
+        publisher.outbox.records.remove(record)  # type: ignore[attr-defined]
+        publisher._lose(record)
+
+    return publisher, lose
+
+
+@pytest.mark.parametrize("end", [Signal.ENDED, Signal.STOPPED])
+def test_a_loss_that_is_noticed_when_its_connection_has_ended_is_taken_back(end: Signal) -> None:
+    connection = Connection("s-1", ["KRW-BTC", "KRW-ETH"])
+    publisher, lose = carrying()
+    publisher._take(START, connection, Signal.ALIVE, 0.0)
+    for n in range(30):
+        market = "KRW-ETH" if n % 2 else "KRW-BTC"
+        publisher._take(START + n * SECOND, connection, frame(START + n * SECOND, market), 0.0)
+    publisher._take(START + 30 * SECOND, connection, end, 0.0)
+    lose(10)
+    lose(20)
+    publisher.stop()
+    publisher.run()
+    claimed = claims(publisher.outbox.records)  # type: ignore[attr-defined]
+    assert claimed["BTC"] == [(START, START + 10 * SECOND)]
+    assert claimed["ETH"][-1][1] >= START + 29 * SECOND
+
+
+def test_a_loss_from_before_a_claim_was_taken_back_is_taken_back_as_well() -> None:
+    connection = Connection("s-1", ["KRW-BTC"])
+    publisher, lose = carrying()
+    publisher._take(START, connection, Signal.ALIVE, 0.0)
+    for n in range(20):
+        publisher._take(START + n * SECOND, connection, frame(START + n * SECOND), 0.0)
+    publisher._take(START + 20 * SECOND, connection, Dead({"BTC": START + 12 * SECOND}), 0.0)
+    lose(5)
+    publisher.stop()
+    publisher.run()
+    assert claims(publisher.outbox.records)["BTC"] == [(START, START + 5 * SECOND)]  # type: ignore[attr-defined]
+
+
+def test_many_losses_that_are_noticed_late_are_told_once() -> None:
+    connection = Connection("s-1", ["KRW-BTC"])
+    publisher, lose = carrying()
+    publisher._take(START, connection, Signal.ALIVE, 0.0)
+    for n in range(50):
+        publisher._take(START + n * SECOND, connection, frame(START + n * SECOND), 0.0)
+    for n in range(10, 30):
+        lose(n)
+    assert len(publisher._unkept) == 1
+
+
+def test_what_takes_long_to_publish_leaves_less_time_to_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    deadlines: list[float] = []
+    monkeypatch.setattr(Kept, "finish", lambda self, deadline_s: not deadlines.append(deadline_s))
+    publisher, _ = carrying()
+    publisher.stop()
+    asked_s = publisher_module.time.monotonic()
+    monkeypatch.setattr(publisher_module, "IDLE_POLL_S", 0.5)
+    publisher.run()
+    assert deadlines[0] <= asked_s + FLUSH_TIMEOUT_S

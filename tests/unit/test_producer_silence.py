@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_services.producer.silence import (
+    ANSWER_US,
     GRACE_US,
     OVERDUE_US,
     SNAPSHOT_BOUND_US,
@@ -298,13 +299,47 @@ def test_a_silence_is_answered_for_by_the_exchange_or_by_nobody() -> None:
         at += SECOND // 10
         heard(silences, "BTC", at)
         heard(silences, "ETH", at)
-    later = at + 30 * SECOND
-    assert silences.returned("BTC", later) == 0, "nobody was asked"
+    later = at + 7 * SECOND
+    assert silences.returned("BTC", later) == 0, "the answer may still come"
     silences.leave_open(["BTC", "ETH"])
     assert silences.returned("BTC", at + SECOND) == 0, "not longer than usual"
     assert silences.returned("BTC", later) == at
     silences.judge("ETH", RestBook(1000, (ONE,)), later - SECOND, later)
     assert silences.returned("ETH", later) == 0, "the next question was answered"
     heard(silences, "BTC", later)
-    assert silences.returned("BTC", later + 30 * SECOND) == 0, "another silence, another question"
+    assert silences.returned("BTC", later + 7 * SECOND) == 0, "another silence, another question"
     assert silences.returned("XXX", later) == 0
+
+
+def test_an_answer_that_does_not_come_in_time_is_none() -> None:
+    silences = opened("BTC")
+    at = START
+    for _ in range(200):
+        at += SECOND // 10
+        heard(silences, "BTC", at)
+    assert silences.returned("BTC", at + OVERDUE_US[0] + ANSWER_US) == 0
+    late = at + OVERDUE_US[0] + ANSWER_US + 1
+    assert silences.returned("BTC", late) == at, "it may have been dead, and have come back"
+    silences.judge("BTC", RestBook(1000, (ONE,)), late - SECOND, late)
+    assert silences.returned("BTC", late) == 0
+
+
+def test_an_answer_older_than_what_we_have_proves_nothing() -> None:
+    silences = opened("BTC")
+    heard(silences, "BTC", START + SECOND, 5000)
+    now = START + 62 * SECOND
+    silences.alive(now)
+    assert silences.judge("BTC", RestBook(4000, (TWO,)), now, now + 1) is Verdict.UNANSWERED
+    assert silences.returned("BTC", now + 1000 * SECOND) == START + SECOND
+    assert silences.doubtful(by_us=True) == {}, "not longer than is usual with it"
+    assert silences.judge("BTC", RestBook(4000, (ONE,)), now, now + 1) is Verdict.QUIET, "the same book"
+    assert silences.returned("BTC", now + SECOND) == 0
+
+
+def test_an_answer_older_than_a_book_that_came_meanwhile_says_nothing() -> None:
+    silences = opened("BTC")
+    heard(silences, "BTC", START + SECOND, 5000)
+    now = START + 62 * SECOND
+    heard(silences, "BTC", now + 10, 6000)
+    assert silences.judge("BTC", RestBook(5000, (TWO,)), now, now + 20) is Verdict.UNANSWERED
+    assert silences.returned("BTC", now + 60 * SECOND) == 0, "nobody has to answer for it: it spoke"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import threading
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_services.backoff import Backoff
+from ingest_services.producer import supervision
 from ingest_services.producer.supervision import (
     AFTER_MINUTE_S,
     FIRST_MESSAGE_S,
@@ -227,3 +229,45 @@ def test_waiting_for_a_slot_ends_when_the_service_does() -> None:
     stop.set()
     limiter.wait(stop)
     assert limiter.wait(stop) > 0
+
+
+def test_when_the_exchange_refuses_one_nobody_asks_before_the_pause_is_over() -> None:
+    now = 0.0
+    limiter = ConnectionLimiter(4, lambda: now)
+    assert limiter.reserve_s() == 0.0
+    assert limiter.refused(5.0) == 5.0
+    slots = [limiter.reserve_s() for _ in range(10)]
+    assert slots[:4] == [5.0] * 4
+    assert slots[4:8] == [6.0] * 4, "and then inside the limit"
+    now = 5.0
+    assert limiter.pause_s == 0.0
+
+
+def test_refusals_in_a_row_pause_for_longer_and_a_connection_ends_the_row() -> None:
+    limiter = ConnectionLimiter(4, lambda: 0.0)
+    pauses = [limiter.refused(30.0) for _ in range(20)]
+    assert pauses[:5] == [30.0] * 5
+    assert supervision.PAUSE_CAP_S / 2 <= pauses[-1] <= supervision.PAUSE_CAP_S
+    limiter.accepted()
+    assert limiter.refused(5.0) == 5.0
+
+
+def test_who_waited_while_another_was_refused_queues_up_anew() -> None:
+    now = 0.0
+
+    class Stop(threading.Event):
+        """Time passes; in the first piece of it another section is refused."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            nonlocal now
+            if not limiter.pause_s and now < 1.0:
+                limiter.refused(30.0)
+            now += timeout or 0.0
+            return False
+
+    limiter = ConnectionLimiter(1, lambda: now)
+    turns: list[float] = []
+    assert limiter.wait(Stop()) == 0.0
+    limiter.wait(Stop(), lambda: turns.append(now))
+    assert now >= 30.0
+    assert max(later - earlier for earlier, later in pairwise(turns)) <= supervision.TURN_S
