@@ -32,6 +32,9 @@ BATCH_BYTES = 256 * 1024
 DELIVERY_TIMEOUT_MS = 10 * 365 * 24 * 3600 * 1000
 # `send` blocks only while the topic's metadata is unknown; a lane that has to wait says so instead.
 MAX_BLOCK_MS = 20
+# A topic that is not in the brokers' metadata is not tried again for so long: each attempt waits MAX_BLOCK_MS,
+# and ends a segment of the spool.
+UNKNOWN_TOPIC_S = 1.0
 # Between a lane that broke and the next: brokers that refuse whatever is sent must not become a storm.
 REMAKE_BASE_S, REMAKE_CAP_S = 0.1, 10.0
 # What a record adds to its value: key, headers and the client's own objects.
@@ -99,6 +102,7 @@ class Lane(Generic[Tag]):
         self._made: deque[KafkaProducer] = deque(maxlen=1)
         self._arrived = threading.Event()
         self._closing = threading.Event()
+        self._unready_until_s = 0.0
         self._breaks = Backoff(REMAKE_BASE_S, REMAKE_CAP_S)
         self.sent: deque[Sent[Tag]] = deque()
         self.bytes = 0
@@ -110,7 +114,7 @@ class Lane(Generic[Tag]):
         """Whether records can be sent now."""
         if self._producer is None and self._made and not self.broken:
             self._producer = self._made.popleft()
-        return self._producer is not None
+        return self._producer is not None and time.monotonic() >= self._unready_until_s
 
     def wait_ready(self, timeout_s: float) -> bool:
         """Wait until records can be sent; return whether they can."""
@@ -147,6 +151,7 @@ class Lane(Generic[Tag]):
             return Outcome.REFUSED
         except (KafkaTimeoutError, ValueError):
             # The topic or the partition is not in the brokers' metadata at this moment.
+            self._unready_until_s = time.monotonic() + UNKNOWN_TOPIC_S
             return Outcome.NOT_READY
         self.sent.append(Sent(future, now_s, record, tag))
         self.bytes += len(record.value) + RECORD_OVERHEAD_BYTES

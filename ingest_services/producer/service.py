@@ -26,8 +26,10 @@ from ingest_services.producer.topics import TopicWatch
 from ingest_services.settings import IngestSettings
 from ingest_services.upbit.rest import Rest
 
-# How long a start waits for Kafka; after that it begins with the spool.
+# How long a start waits for Kafka's first word, and then for a lane; after that it begins with the spool.
+# Together they stay under the 10 s within which a signal ends it.
 KAFKA_TIMEOUT_S = 6.0
+LANES_TIMEOUT_S = 2.0
 # Feeds end within this; then the publishers flush. Together they stay under the 10 s that are promised.
 FEED_STOP_S = 2.0
 PUBLISHER_STOP_S = FLUSH_TIMEOUT_S + 1.0
@@ -143,7 +145,7 @@ class ProducerService:
                 self._running.append(Section(section, markets, settings, limiter, rest, stats))
             if kafka_answers:
                 # What is received before a lane is ready would go to the spool, and from there to Kafka.
-                deadline_s = time.monotonic() + KAFKA_TIMEOUT_S
+                deadline_s = time.monotonic() + LANES_TIMEOUT_S
                 for running in self._running:
                     running.live.wait_ready(max(0.0, deadline_s - time.monotonic()))
             if metrics_port is not None:

@@ -8,8 +8,9 @@
 A segment is a magic line and then records: length, CRC-32C, bytes. A record whose end is missing (the process
 was killed, the power was cut) ends its segment; one whose checksum is wrong is skipped. Both are counted.
 Each record is handed to the kernel as it comes, so it survives the process; `sync` makes it survive the
-machine, and is called once a second and when a segment is closed: a power cut costs a second at most, and
-that at the end, behind every heartbeat that is kept. Damage elsewhere is told with the next record.
+machine, its file's name in the folder included, and is called once a second and when a segment is closed: a
+power cut costs a second at most, and that at the end, behind every heartbeat that is kept. Damage elsewhere
+is told with the next record.
 
 Two processes of one section never share a folder. A folder whose lock is free belonged to a process that is
 gone: the next one adopts and delivers it. After a SIGKILL the records between the last cursor and what Kafka
@@ -180,6 +181,8 @@ class Spool:
             with self._house_lock():
                 path = self._home / f"{time.time_ns():020d}-{secrets.token_hex(4)}"
                 path.mkdir()
+                for folder in (self._home, root):
+                    _sync_folder(folder)
                 lock = _try_lock(path / "lock")
                 if lock is None:
                     raise UserError(f"SPOOL_DIR={root}: another process took the new folder {path}")
@@ -275,10 +278,11 @@ class Spool:
             force: Whatever the clock says.
         """
         if self._unsynced and (force or now_s - self._synced_s >= SYNC_EVERY_S):
+            # A disk that refuses is asked again in a second.
+            self._synced_s = now_s
             if self._writing is not None:
                 os.fsync(self._writing)
             self._unsynced = False
-            self._synced_s = now_s
 
     # ---- reading
 
@@ -394,6 +398,7 @@ class Spool:
         )
         self._writing_size = self._writing_records = self._writing_since_us = 0
         self._write(MAGIC)
+        _sync_folder(self._own.path)
 
     def _write(self, data: bytes) -> None:
         assert self._writing is not None
@@ -569,6 +574,18 @@ def _try_lock(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def _sync_folder(path: Path) -> None:
+    # fsync of a file does not promise that its name survives a power cut. Not every file system can do it.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        _log.warning("spool_sync_failed", path=str(path), error=str(error))
 
 
 def _remove(path: Path) -> None:

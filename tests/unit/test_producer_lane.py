@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from kafka.errors import InvalidTimestampError, KafkaError
+from kafka.errors import InvalidTimestampError, KafkaError, KafkaTimeoutError
 
 from ingest_services.producer import lane as lane_module
 from ingest_services.producer.lane import Lane, Outcome
@@ -40,6 +40,8 @@ class Client:
 
     def send(self, topic: str, *, timestamp_ms: int, **_: Any) -> Answer:
         self.stamps.append(timestamp_ms)
+        if isinstance(self.refuses, KafkaTimeoutError):
+            raise self.refuses
         return Answer(self.refuses)
 
     def force_close(self) -> None:
@@ -112,3 +114,20 @@ def test_a_client_that_fails_in_an_unforeseen_way_is_made_again(monkeypatch: pyt
 
     with lane_over(monkeypatch, make) as lane:
         assert lane.wait_ready(20)
+
+
+def test_a_topic_that_is_gone_is_not_tried_with_every_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane_module, "UNKNOWN_TOPIC_S", 3600.0)
+    client = Client(KafkaTimeoutError("no metadata"))
+    with lane_over(monkeypatch, lambda: client) as lane:
+        wait_until(lambda: lane.ready, "the producer")
+        for _ in range(10):
+            assert lane.send(RECORD, None, 0.0) is Outcome.NOT_READY
+        assert len(client.stamps) == 1, "each attempt blocks for a moment"
+        assert not lane.ready
+    monkeypatch.setattr(lane_module, "UNKNOWN_TOPIC_S", 0.0)
+    with lane_over(monkeypatch, lambda: client) as lane:
+        wait_until(lambda: lane.ready, "the producer")
+        lane.send(RECORD, None, 0.0)
+        client.refuses = None
+        assert lane.send(RECORD, None, 0.0) is Outcome.SENT, "and then it is tried again"

@@ -597,3 +597,52 @@ def test_whatever_the_order_of_events_nothing_is_lost_and_order_is_kept(events: 
         assert (run.spool.bytes, run.spool.records, run.spool.oldest_us) == (0, 0, 0)
         run.spool.close()
         assert files(run.root) == []
+
+
+def test_what_was_synced_can_be_found_after_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file and every folder on the way to it was fsynced after its last change."""
+    synced: dict[Path, set[str]] = {}
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced[path] = set(os.listdir(path)) if path.is_dir() else {str(path.stat().st_size)}
+        fsync(descriptor)
+
+    monkeypatch.setattr(spool_module.os, "fsync", note)
+    root = tmp_path / "spool"
+    spool = Spool(root, "s")
+    spool.append(b"kept")
+    spool.sync(0.0, force=True)
+    (path,) = files(root)
+    assert synced[path] == {str(path.stat().st_size)}
+    for folder in (path.parent, path.parent.parent, root):
+        assert path.relative_to(folder).parts[0] in synced[folder]
+    spool.close()
+
+
+def test_a_disk_that_does_not_sync_is_asked_once_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path, "s")
+    spool.append(b"kept")
+    asked: list[int] = []
+
+    def refuse(descriptor: int) -> None:
+        asked.append(descriptor)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(spool_module.os, "fsync", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        spool.sync(100.0)
+    for tenth in range(1, 10):
+        spool.sync(100.0 + tenth / 10)
+    assert len(asked) == 1
+    with pytest.raises(OSError, match="Input/output"):
+        spool.sync(101.0)
+    monkeypatch.undo()
+    spool.sync(102.0)
+    assert not spool._unsynced
+    spool.close()
