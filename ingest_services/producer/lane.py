@@ -32,8 +32,8 @@ BATCH_BYTES = 256 * 1024
 DELIVERY_TIMEOUT_MS = 10 * 365 * 24 * 3600 * 1000
 # `send` blocks only while the topic's metadata is unknown; a lane that has to wait says so instead.
 MAX_BLOCK_MS = 20
-# A topic that is not in the brokers' metadata is not tried again for so long: each attempt waits MAX_BLOCK_MS,
-# and ends a segment of the spool.
+# A topic that is not in the brokers' metadata is not tried again for so long: each attempt waits for
+# MAX_BLOCK_MS, and ends a segment of the spool.
 UNKNOWN_TOPIC_S = 1.0
 # Between a lane that broke and the next: brokers that refuse whatever is sent must not become a storm.
 REMAKE_BASE_S, REMAKE_CAP_S = 0.1, 10.0

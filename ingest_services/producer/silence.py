@@ -199,8 +199,8 @@ class Silences:
             answered_us: When it came.
 
         Returns:
-            QUIET, SUSPECT, or UNANSWERED if a frame came meanwhile that nobody could read, or if the answer is
-            older than what we have.
+            QUIET, SUSPECT, or UNANSWERED if a frame came meanwhile that nobody could read, or if the answer
+            is older than what we have.
         """
         heard = self._heard[ticker]
         heard.asked_us = asked_us

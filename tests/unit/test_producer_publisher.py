@@ -212,7 +212,7 @@ def test_a_loss_that_is_noticed_late_is_taken_back(late: bool) -> None:
 
 
 def carrying() -> tuple[Publisher, Callable[[int], None]]:
-    """Return a publisher whose outbox keeps everything, and what tells it that the frame of a second is lost."""
+    """Return a publisher whose outbox keeps everything, and what tells it that a second's frame is lost."""
     publisher = Publisher("s", Inbox(), SectionStats("s"), lambda _, on_lost: Kept(on_lost, lambda r: False))  # type: ignore[arg-type,return-value]
 
     def lose(second: int) -> None:

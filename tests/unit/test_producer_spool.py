@@ -607,8 +607,9 @@ def test_what_was_synced_can_be_found_after_a_power_cut(
     fsync = os.fsync
 
     def note(descriptor: int) -> None:
-        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        synced[path] = set(os.listdir(path)) if path.is_dir() else {str(path.stat().st_size)}
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        names = {entry.name for entry in path.iterdir()} if path.is_dir() else {str(path.stat().st_size)}
+        synced[path] = names
         fsync(descriptor)
 
     monkeypatch.setattr(spool_module.os, "fsync", note)
