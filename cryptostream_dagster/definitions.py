@@ -12,6 +12,7 @@ from typing import Any
 
 from dagster import BetaWarning, Definitions, PreviewWarning, get_dagster_logger, in_process_executor
 
+from cryptostream_dagster import freshness
 from cryptostream_dagster.assets.ohlc_5m_ticker import ohlc_5m_ticker
 from cryptostream_dagster.assets.orderbook_parquet import orderbook_parquet
 from cryptostream_dagster.assets.raw_orderbook import raw_orderbook
@@ -46,13 +47,14 @@ def _compose(settings: PipelineSettings, resources: Mapping[str, Any]) -> Defini
     partitions = window_partitions(settings)
     raw = raw_orderbook(partitions)
     parquet = orderbook_parquet(partitions, settings, raw)
-    job = build_job()
+    fresh = freshness.build_check()
+    job = build_job(fresh)
     return Definitions(
         assets=[raw, parquet, ohlc_5m_ticker(partitions, parquet)],
-        asset_checks=build_checks(partitions),
+        asset_checks=[*build_checks(partitions), fresh],
         jobs=[job],
         schedules=[build_schedule(job, partitions, settings)],
-        sensors=[build_sensor(job, partitions, settings)],
+        sensors=[build_sensor(job, partitions, settings), freshness.build_sensor(settings)],
         resources={"platform": Platform(settings), **resources},
         executor=in_process_executor,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dagster import AssetSelection, RunRequest, define_asset_job
+from dagster import AssetChecksDefinition, AssetSelection, RunRequest, define_asset_job
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from cryptostream_dagster.assets.shell import GROUP
@@ -20,11 +20,15 @@ RANGE_END_TAG = "dagster/asset_partition_range_end"
 PARTITION_TAG = "dagster/partition"
 
 
-def build_job() -> UnresolvedAssetJobDefinition:
-    """Return the job."""
+def build_job(*elsewhere: AssetChecksDefinition) -> UnresolvedAssetJobDefinition:
+    """Return the job.
+
+    Args:
+        *elsewhere: Checks that are about no window, and are asked elsewhere.
+    """
     return define_asset_job(
         JOB,
-        selection=AssetSelection.groups(GROUP),
+        selection=AssetSelection.groups(GROUP) - AssetSelection.checks(*elsewhere),
         description="A window from the raw lake to candles; the schedule's and the sensor's job.",
     )
 

@@ -1,0 +1,104 @@
+"""Neither dead producers nor a backfill make the numbers look new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from cryptostream_dagster.definitions import build_defs
+from cryptostream_dagster.resources import Platform
+from cryptostream_dagster.window import Window
+from tests.lake_builder import covered_minutes
+from tests.pipeline import Pipeline, open_pipeline
+from tests.postgres_fixture import TestDatabase
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, database: TestDatabase) -> Iterator[Pipeline]:
+    with open_pipeline(tmp_path, database) as opened:
+        yield opened
+
+
+class Watch:
+    """The sensor, tick by tick."""
+
+    def __init__(self, pipeline: Pipeline, instance: dg.DagsterInstance) -> None:
+        self.defs = build_defs(pipeline.settings)
+        self.platform = Platform(pipeline.settings)
+        self.instance = instance
+        self.cursor: str | None = None
+
+    def tick(self) -> tuple[bool, str] | None:
+        """Return what is told to the check, if anything is."""
+        context = dg.build_sensor_context(
+            instance=self.instance,
+            cursor=self.cursor,
+            definitions=self.defs,
+            resources={"platform": self.platform},
+        )
+        told = self.defs.resolve_sensor_def("freshness").evaluate_tick(context)
+        self.cursor = told.cursor or self.cursor
+        assert not told.run_requests
+        if not told.asset_events:
+            return None
+        (event,) = told.asset_events
+        assert isinstance(event, dg.AssetCheckEvaluation)
+        assert (event.asset_key.to_user_string(), event.check_name) == ("ohlc_5m_ticker", "fresh")
+        return event.passed, str(event.metadata["detail"].value)
+
+
+def test_only_a_new_window_that_was_listened_to_is_fresh(pipeline: Pipeline) -> None:
+    last = Window.last_ended(datetime.now(UTC))
+    lake = pipeline.lake
+    with dg.DagsterInstance.ephemeral() as instance:
+        watch = Watch(pipeline, instance)
+        nothing = watch.tick()
+        assert nothing is not None
+        assert not nothing[0]
+        assert nothing[1].endswith("no window was ever built")
+
+        # An hour ago somebody listened; then the producers died. Windows are complete all the same.
+        lake.commit(heartbeats=covered_minutes(last.shifted(-12).start, 5, "BTC"))
+        lake.through(last.end)
+        pipeline.build(last.shifted(-12))
+        for n in (-1, 0):
+            pipeline.build(last.shifted(n))
+        assert (
+            pipeline.value("SELECT max(coverage_ratio) FROM coverage_5m WHERE window_start = %s", last.start)
+            == 0
+        )
+        assert watch.tick() is None  # red as before: not said again
+        watch.cursor = None
+        red = watch.tick()
+        assert red is not None
+        assert not red[0]
+        assert red[1].endswith("windows are built, but nobody listens: are the producers running?")
+
+        # A backfill of what is old, covered or not, changes nothing.
+        lake.commit(heartbeats=covered_minutes(last.shifted(-20).start, 5, "BTC"))
+        for n in (-20, -19):
+            pipeline.build(last.shifted(n))
+        assert watch.tick() is None
+
+        # What they heard comes late: now it is known that somebody listened.
+        lake.commit(heartbeats=covered_minutes(last.start, 5, "BTC"))
+        pipeline.build(last)
+        green = watch.tick()
+        assert green is not None
+        assert green[0]
+        assert watch.tick() is None
+
+
+def test_a_person_can_ask_for_it_in_a_run(pipeline: Pipeline) -> None:
+    key = dg.AssetCheckKey(dg.AssetKey("ohlc_5m_ticker"), "fresh")
+    job = build_defs(pipeline.settings).resolve_job_def("__ASSET_JOB")
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = job.get_subset(asset_check_selection={key}).execute_in_process(instance=instance)
+        (evaluation,) = result.get_asset_check_evaluations()
+        assert (evaluation.passed, evaluation.partition) == (False, None)
+        record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
+        assert record.status.value == "FAILED"
