@@ -1,7 +1,7 @@
 """How old the newest window is that is complete *and* covered, and whether that is too old.
 
-When something was last built says nothing: a backfill builds old windows, and without producers empty ones are
-built on time. Neither makes the numbers new.
+When something was last built says nothing: a backfill builds old windows, and without producers empty ones
+are built all the same. Neither makes the numbers new.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from cryptostream_dagster.window import Window
 if TYPE_CHECKING:
     import psycopg
 
-# A window is 5 minutes long and is built within SEAL_WAIT_S (2 minutes) of its end: at most 7 minutes pass from
-# the end of one to the next being there. After 15 two in a row were missed.
+# A window is 5 minutes long and is built within SEAL_WAIT_S (2 minutes) of its end: at most 7 minutes pass
+# from the end of one to the next being there. After 15 two in a row were missed.
 STALE_AFTER = timedelta(minutes=15)
 
 # A window of which less was listened to, on the mean over the subscribed tickers, is more hole than data.
