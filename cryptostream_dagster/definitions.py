@@ -16,6 +16,7 @@ from cryptostream_dagster import freshness
 from cryptostream_dagster.assets.ohlc_5m_ticker import ohlc_5m_ticker
 from cryptostream_dagster.assets.orderbook_parquet import orderbook_parquet
 from cryptostream_dagster.assets.raw_orderbook import raw_orderbook
+from cryptostream_dagster.assets.verdict import build_verdict
 from cryptostream_dagster.checks import build_checks
 from cryptostream_dagster.jobs import build_job
 from cryptostream_dagster.partitions import window_partitions
@@ -47,11 +48,12 @@ def _compose(settings: PipelineSettings, resources: Mapping[str, Any]) -> Defini
     partitions = window_partitions(settings)
     raw = raw_orderbook(partitions)
     parquet = orderbook_parquet(partitions, settings, raw)
+    candles = ohlc_5m_ticker(partitions, parquet)
     fresh = freshness.build_check()
     job = build_job(fresh)
     return Definitions(
-        assets=[raw, parquet, ohlc_5m_ticker(partitions, parquet)],
-        asset_checks=[*build_checks(partitions), fresh],
+        assets=[raw, parquet, candles],
+        asset_checks=[*build_checks(partitions), build_verdict(partitions, candles), fresh],
         jobs=[job],
         schedules=[build_schedule(job, partitions, settings)],
         sensors=[build_sensor(job, partitions, settings), freshness.build_sensor(settings)],

@@ -95,16 +95,28 @@ def seal_step(
     store: ObjectStore,
     window: Window,
     settings: PipelineSettings,
+    wait_s: float | None = None,
+    *,
+    synced: bool = False,
 ) -> Sealed:
     """Wait until a window is complete, seal it and record its coverage.
 
+    Args:
+        connection: In autocommit mode.
+        store: The lake.
+        window: The window.
+        settings: `SEAL_WAIT_S` and what counts as late.
+        wait_s: How long to wait instead, seconds: what is left to a run over a range.
+        synced: The catalog was just synced: if it calls the window complete, the lake need not be asked.
+
     Raises:
-        Incomplete: If it is not complete within `SEAL_WAIT_S`.
+        Incomplete: If it is not complete by then.
         Frozen: If its raw data has expired, or was found to be gone.
         UserError: If the lake is not readable.
     """
     require_raw(connection, window, settings, datetime.now(UTC))
-    wait_until_complete(connection, store, window, settings.seal_wait_s)
+    wait_s = settings.seal_wait_s if wait_s is None else wait_s
+    wait_until_complete(connection, store, window, wait_s, synced=synced)
     if has_grown(connection, window) or is_gone(connection, window):
         # Before anything is sealed: what is there by now may be less than what the window was built from.
         require_objects(connection, _raw(settings), window, settings)
@@ -126,21 +138,23 @@ def _seal(
     return Sealed(seal, coverage, (datetime.now(UTC) - window.end).total_seconds())
 
 
-def parquet_step(connection: psycopg.Connection, window: Window, settings: PipelineSettings) -> ParquetBuilt:
-    """Write the Parquet of a window's newest seal, unless it is there already.
+def parquet_step(
+    connection: psycopg.Connection, window: Window, settings: PipelineSettings, *, force: bool = False
+) -> ParquetBuilt:
+    """Write the Parquet of a window's newest seal, unless it is there already or forced to.
 
     Raises:
         Frozen: If it is to be written, and the raw data has expired or was found to be gone.
         UserError: If the window was never sealed, or its raw objects are not what their commits say.
     """
     try:
-        return _build_parquet(connection, window, settings)
+        return _build_parquet(connection, window, settings, force=force)
     except ObjectGone as error:
         raise freeze_gone(connection, window, error, settings) from error
 
 
 def _build_parquet(
-    connection: psycopg.Connection, window: Window, settings: PipelineSettings
+    connection: psycopg.Connection, window: Window, settings: PipelineSettings, *, force: bool
 ) -> ParquetBuilt:
     raw, parquet = _raw(settings), open_parquet(settings)
     with connection.transaction():
@@ -151,7 +165,8 @@ def _build_parquet(
                 f"window {window.label(settings.zone)} is not sealed: materialize raw_orderbook first"
             )
         recorded = _recorded_books(connection, window)
-        if _built_version(connection, window, PARQUET) == seal.version and _all_there(parquet, recorded):
+        there = _built_version(connection, window, PARQUET) == seal.version
+        if there and not force and _all_there(parquet, recorded):
             return ParquetBuilt(seal.version, seal.digest, recorded, written=False)
         require_raw(connection, window, settings, datetime.now(UTC))
         files = sealed_files(connection, seal)
@@ -222,6 +237,11 @@ def candle_step(connection: psycopg.Connection, window: Window, settings: Pipeli
     return CandlesBuilt(version, digest, candles, written)
 
 
+def parquet_is_there(connection: psycopg.Connection, window: Window, settings: PipelineSettings) -> bool:
+    """Return whether every Parquet object on record of a window is there, with the size on record."""
+    return _all_there(open_parquet(settings), _recorded_books(connection, window))
+
+
 def open_parquet(settings: PipelineSettings) -> Storage:
     """Open PARQUET_URL."""
     return open_storage("PARQUET_URL", settings.parquet_url)
@@ -280,6 +300,7 @@ __all__ = [
     "Sealed",
     "candle_step",
     "open_parquet",
+    "parquet_is_there",
     "parquet_step",
     "seal_step",
 ]

@@ -36,16 +36,33 @@ class World:
         self.settings = settings
         self.lake = LakeBuilder(folder / "raw", since=START)
         self.instance = instance
-        self.defs = build_defs(settings)
-        self.platform = Platform(settings)
+        self.renew()
         self.partitions = window_partitions(settings)
 
-    def run(self, first: str, last: str | None = None) -> dg.ExecuteInProcessResult:
+    @property
+    def dsn(self) -> str:
+        ours = self.settings
+        login = f"{ours.postgres_user}:{ours.postgres_password.get_secret_value()}"
+        return f"postgresql://{login}@{ours.postgres_host}:{ours.postgres_port}/{ours.postgres_db}"
+
+    def renew(self) -> None:
+        """Load the code location again: nothing of the old one is remembered."""
+        self.defs = build_defs(self.settings)
+        self.platform = Platform(self.settings)
+
+    def run(self, first: str, last: str | None = None, **tags: str) -> dg.ExecuteInProcessResult:
+        """Run the job over a window, or over a range of them."""
         job = self.defs.resolve_job_def("build_windows")
         if last is None:
-            return job.execute_in_process(instance=self.instance, partition_key=first, raise_on_error=False)
-        tags = {RANGE_START_TAG: first, RANGE_END_TAG: last}
+            return job.execute_in_process(
+                instance=self.instance, partition_key=first, tags=tags, raise_on_error=False
+            )
+        tags = {RANGE_START_TAG: first, RANGE_END_TAG: last, **tags}
         return job.execute_in_process(instance=self.instance, tags=tags, raise_on_error=False)
+
+    def built(self, asset: str) -> set[str]:
+        """The partitions that Dagster takes for materialized."""
+        return set(self.instance.get_materialized_partitions(dg.AssetKey(asset)))
 
     def materialization(self, asset: str, key: str) -> dict[str, Any]:
         records = self.instance.fetch_materializations(

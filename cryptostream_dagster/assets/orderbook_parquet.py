@@ -13,6 +13,8 @@ from dagster import (
 
 from cryptostream_dagster.assets.shell import (
     BACKFILL_POLICY,
+    FORCE,
+    FORCE_TAG,
     GROUP,
     OWNERS,
     Report,
@@ -55,7 +57,8 @@ def orderbook_parquet(
             def write(window: Window) -> Report:
                 from cryptostream_dagster.steps import parquet_step
 
-                built = parquet_step(connection, window, platform.settings)
+                force = context.run.tags.get(FORCE_TAG) == FORCE
+                built = parquet_step(connection, window, platform.settings, force=force)
                 metadata = {
                     "dagster/row_count": sum(books.rows for books in built.tickers),
                     "sealed_rows": sum(books.sealed_rows for books in built.tickers),

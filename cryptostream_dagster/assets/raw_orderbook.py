@@ -1,5 +1,6 @@
 """`raw_orderbook`: a window of the raw lake, sealed."""
 
+import time
 from typing import Any
 
 from dagster import (
@@ -47,11 +48,20 @@ def raw_orderbook(partitions: TimeWindowPartitionsDefinition) -> AssetsDefinitio
         with explained(context.op_execution_context.run_id[:8]):
             store = platform.require_lake()
         with explained("Postgres"), platform.connect() as connection:
+            # One wait for all windows of a run: what one window waited for the next would wait for, too.
+            patience = Patience(platform.settings.seal_wait_s)
+            ranged = len(context.partition_keys) > 1
+            if ranged:
+                from cryptostream_dagster.catalog.sync import sync
+
+                sync(connection, store)
 
             def seal(window: Window) -> Report:
                 from cryptostream_dagster.steps import seal_step  # brings psycopg and DuckDB's callers
 
-                sealed = seal_step(connection, store, window, platform.settings)
+                sealed = seal_step(
+                    connection, store, window, platform.settings, patience.left_s(), synced=ranged
+                )
                 found = sealed.seal
                 metadata: dict[str, Any] = {
                     "dagster/row_count": found.rows,
@@ -77,6 +87,25 @@ def raw_orderbook(partitions: TimeWindowPartitionsDefinition) -> AssetsDefinitio
             return build_windows(context, partitions, seal)
 
     return build
+
+
+class Patience:
+    """How long a run may still wait for windows to become complete.
+
+    Args:
+        seconds: In all, from the first wait on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until: float | None = None
+
+    def left_s(self) -> float:
+        """Return what is left, seconds."""
+        now = time.monotonic()
+        if self._until is None:
+            self._until = now + self._seconds
+        return max(0.0, self._until - now)
 
 
 def _ratio(value: float | None) -> MetadataValue[Any]:

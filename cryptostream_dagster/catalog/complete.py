@@ -63,7 +63,12 @@ def complete_until(connection: psycopg.Connection) -> datetime | None:
 
 
 def wait_until_complete(
-    connection: psycopg.Connection, store: ObjectStore, window: Window, timeout_s: float
+    connection: psycopg.Connection,
+    store: ObjectStore,
+    window: Window,
+    timeout_s: float,
+    *,
+    synced: bool = False,
 ) -> None:
     """Sync the catalog until a window is complete.
 
@@ -75,6 +80,7 @@ def wait_until_complete(
         store: The lake.
         window: The window.
         timeout_s: How long to wait.
+        synced: The catalog was synced a moment ago: first see what it says.
 
     Raises:
         Incomplete: If it is not complete by then; the message names the partitions, how far they are and
@@ -82,7 +88,9 @@ def wait_until_complete(
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        sync(connection, store)
+        if not synced:
+            sync(connection, store)
+        synced = False
         waiting = behind(connection, window.end)
         if not waiting and connection.execute("SELECT 1 FROM lake_chain LIMIT 1").fetchone():
             return

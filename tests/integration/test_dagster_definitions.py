@@ -43,7 +43,7 @@ def test_a_run_materializes_a_window_with_metadata_and_passing_checks(world: Wor
     assert (candles["dagster/row_count"], candles["books"], candles["new"]) == (2, 3, 2)
     assert candles["data_version"] == raw["digest"]
     checks = result.get_asset_check_evaluations()
-    assert len(checks) == len(QUESTIONS)
+    assert len(checks) == len(QUESTIONS) + 1  # the verdict on the run
     assert all(check.passed for check in checks)
     assert world.query("SELECT ticker, close_price FROM ohlc_5m_ticker ORDER BY 1") == [
         ("BTC", 110),
