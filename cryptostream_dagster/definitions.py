@@ -12,7 +12,7 @@ from typing import Any
 
 from dagster import BetaWarning, Definitions, PreviewWarning, get_dagster_logger, in_process_executor
 
-from cryptostream_dagster import freshness
+from cryptostream_dagster import alerts, freshness
 from cryptostream_dagster.assets.ohlc_5m_ticker import ohlc_5m_ticker
 from cryptostream_dagster.assets.orderbook_parquet import orderbook_parquet
 from cryptostream_dagster.assets.raw_orderbook import raw_orderbook
@@ -56,7 +56,11 @@ def _compose(settings: PipelineSettings, resources: Mapping[str, Any]) -> Defini
         asset_checks=[*build_checks(partitions), build_verdict(partitions, candles), fresh],
         jobs=[job],
         schedules=[build_schedule(job, partitions, settings)],
-        sensors=[build_sensor(job, partitions, settings), freshness.build_sensor(settings)],
+        sensors=[
+            build_sensor(job, partitions, settings),
+            freshness.build_sensor(settings),
+            *alerts.build_sensors(settings),
+        ],
         resources={"platform": Platform(settings), **resources},
         executor=in_process_executor,
     )

@@ -30,6 +30,7 @@ from cryptostream_dagster.warehouse.freshness import (
     lag_of,
     newest_windows,
 )
+from cryptostream_dagster.webhook import post
 
 CHECK = "fresh"
 ASSET = "ohlc_5m_ticker"
@@ -66,7 +67,10 @@ def build_sensor(settings: PipelineSettings) -> SensorDefinition:
         name="freshness",
         minimum_interval_seconds=_LOOK_EVERY_S,
         default_status=DefaultSensorStatus.RUNNING,
-        description=f"Looks every minute whether {ASSET} is fresh, and tells its check `{CHECK}`.",
+        description=(
+            f"Looks every minute whether {ASSET} is fresh, and tells its check `{CHECK}`; where there is a "
+            "webhook for alerts, it is told when that turns."
+        ),
     )
     def freshness(
         context: SensorEvaluationContext, platform: ResourceParam[Platform]
@@ -78,6 +82,12 @@ def build_sensor(settings: PipelineSettings) -> SensorDefinition:
         said = str(metadata["detail"])
         if not _is_news(context.cursor, passed, now):
             return SkipReason(said)
+        if settings.alert_webhook_url and _has_turned(context.cursor, passed):
+            text = (
+                f"CryptoStream ({settings.source}): {ASSET} is {'fresh again' if passed else 'stale'}: {said}"
+            )
+            if refused := post(settings.alert_webhook_url, text):
+                context.log.warning(f"not sent, {refused}: {text}")
         evaluation = AssetCheckEvaluation(AssetKey(ASSET), CHECK, passed, metadata)
         return SensorResult(asset_events=[evaluation], cursor=_cursor(passed, now))
 
@@ -97,10 +107,13 @@ def _look(platform: Platform) -> tuple[bool, dict[str, Any]]:
 
 
 def _is_news(cursor: str | None, passed: bool, now: datetime) -> bool:
-    if not cursor:
+    if not cursor or _has_turned(cursor, passed):
         return True
-    last = orjson.loads(cursor)
-    return bool(last["passed"] != passed or now.timestamp() >= last["at"] + _REPEAT_AFTER.total_seconds())
+    return bool(now.timestamp() >= orjson.loads(cursor)["at"] + _REPEAT_AFTER.total_seconds())
+
+
+def _has_turned(cursor: str | None, passed: bool) -> bool:
+    return bool(cursor) and orjson.loads(cursor or "")["passed"] != passed
 
 
 def _cursor(passed: bool, now: datetime) -> str:

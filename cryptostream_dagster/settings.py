@@ -35,6 +35,7 @@ class PipelineSettings(IngestSettings):
             never stops trickling into is built after ten times as long.
         raw_retention_days: Days after which raw data counts as expired and its windows are frozen; None: it
             is kept for ever.
+        alert_webhook_url: Where failures are told, as Slack's webhooks take them; None: nowhere.
         duckdb_threads: Threads of one DuckDB session.
         duckdb_memory_mb: Memory of one DuckDB session, MiB; it spills to disk beyond.
     """
@@ -51,6 +52,7 @@ class PipelineSettings(IngestSettings):
     schedule_grace_s: float = Field(default=60.0, ge=0)
     settle_s: float = Field(default=5.0, ge=0)
     raw_retention_days: int | None = Field(default=None, ge=1)
+    alert_webhook_url: SecretStr | None = None
     duckdb_threads: int = Field(default=2, ge=1)
     duckdb_memory_mb: int = Field(default=1024, ge=128)
 
@@ -63,6 +65,15 @@ class PipelineSettings(IngestSettings):
             raise ValueError("must look like 2026-01-01T00:00+0900") from error
         if start.timestamp() % 300:
             raise ValueError("must be the start of a 5-minute window, like 2026-01-01T00:00+0900")
+        return value
+
+    @field_validator("alert_webhook_url")
+    @classmethod
+    def _http(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():
+            return None
+        if not value.get_secret_value().startswith(("https://", "http://")):
+            raise ValueError("must begin with https:// or http://")
         return value
 
     @property

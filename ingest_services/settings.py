@@ -116,7 +116,8 @@ def load_settings(kind: type[SettingsT]) -> SettingsT:
     """Read one class of settings.
 
     Raises:
-        UserError: If a value is malformed; the line names the variable and the value. If `.env` is no text.
+        UserError: If a value is malformed; the line names the variable and, unless it is a secret, the value.
+            If `.env` is no text.
     """
     try:
         return kind()
@@ -124,7 +125,8 @@ def load_settings(kind: type[SettingsT]) -> SettingsT:
         raise UserError(f".env: is not UTF-8 text ({error}); write it anew") from error
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]).upper() if first["loc"] else "?"
-        raise UserError(
-            f"setting {name}={first.get('input')!r} (environment or .env): {first['msg']}"
-        ) from error
+        name = str(first["loc"][0]) if first["loc"] else "?"
+        field = kind.model_fields.get(name)
+        secret = field is not None and "Secret" in str(field.annotation)
+        given = "" if secret else f"={first.get('input')!r}"
+        raise UserError(f"setting {name.upper()}{given} (environment or .env): {first['msg']}") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+from pydantic import SecretStr
 
 from cryptostream_dagster.definitions import build_defs
 from cryptostream_dagster.settings import PipelineSettings
@@ -18,8 +19,9 @@ FILE = Path(__file__).with_name("definitions_snapshot.txt")
 
 
 def snapshot() -> str:
-    """Describe the definitions as they are with no settings but the defaults."""
-    return "\n".join(_lines(build_defs(PipelineSettings(_env_file=None)))) + "\n"
+    """Describe the definitions as they are with the settings' defaults, and a webhook for alerts."""
+    settings = PipelineSettings(_env_file=None, alert_webhook_url=SecretStr("http://127.0.0.1"))
+    return "\n".join(_lines(build_defs(settings))) + "\n"
 
 
 def _lines(defs: dg.Definitions) -> Iterator[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from pydantic import SecretStr
 
 from cryptostream_dagster.definitions import build_defs
 from cryptostream_dagster.resources import Platform
@@ -15,6 +16,7 @@ from cryptostream_dagster.window import Window
 from tests.lake_builder import covered_minutes
 from tests.pipeline import Pipeline, open_pipeline
 from tests.postgres_fixture import TestDatabase
+from tests.webhook_server import open_webhook
 
 
 @pytest.fixture
@@ -91,6 +93,22 @@ def test_only_a_new_window_that_was_listened_to_is_fresh(pipeline: Pipeline) -> 
         assert green is not None
         assert green[0]
         assert watch.tick() is None
+
+
+def test_that_it_turned_is_told_to_a_webhook(pipeline: Pipeline) -> None:
+    last = Window.last_ended(datetime.now(UTC))
+    pipeline.lake.through(last.end)
+    with open_webhook() as webhook, dg.DagsterInstance.ephemeral() as instance:
+        pipeline.settings = pipeline.settings.model_copy(update={"alert_webhook_url": SecretStr(webhook.url)})
+        watch = Watch(pipeline, instance)
+        watch.tick()
+        assert webhook.told == []  # what was before is not known: nothing has turned
+        pipeline.lake.commit(heartbeats=covered_minutes(last.start, 5, "BTC"))
+        pipeline.build(last)
+        watch.tick()
+        watch.tick()
+        (told,) = webhook.told
+        assert told.startswith("CryptoStream (simulator): ohlc_5m_ticker is fresh again: the newest covered")
 
 
 def test_a_person_can_ask_for_it_in_a_run(pipeline: Pipeline) -> None:
