@@ -16,7 +16,7 @@ are on the market's clock, too. `frame.attrs["source"]` says whose data a frame 
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -24,14 +24,14 @@ from typing import Any
 
 import pandas as pd
 import psycopg
-import pyarrow as pa
-import pyarrow.parquet as pq
 from dotenv import dotenv_values
-from pyarrow import fs
 from pydantic import ValidationError
 
 from cryptostream_dagster.local.state import ENV_FILE, STATES_FOLDER, is_held
 from cryptostream_dagster.settings import PipelineSettings
+from cryptostream_dagster.transforms.books import parquet_path
+from cryptostream_dagster.transforms.parquet import read_books
+from cryptostream_dagster.transforms.storage import Storage, open_storage
 from cryptostream_dagster.warehouse.connection import connect
 from cryptostream_dagster.window import WINDOW, Window
 from ingest_services.errors import UserError
@@ -139,26 +139,12 @@ class Client:
         since, until = self._moment(start), self._moment(end)
         assert since is not None
         assert until is not None
-        try:
-            filesystem, root = fs.FileSystem.from_uri(self.settings.parquet_url)
-            tables = [
-                pq.read_table(
-                    path,
-                    filesystem=filesystem,
-                    filters=[
-                        ("exchange_time", ">=", since.astimezone(UTC)),
-                        ("exchange_time", "<", until.astimezone(UTC)),
-                    ],
-                    # The folders' names are for people and globs; the file itself says all of it.
-                    partitioning=None,
-                )
-                for path in self._objects(filesystem, root, name, since, until)
-            ]
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"PARQUET_URL={self.settings.parquet_url}: cannot be read ({error})") from error
-        if not tables:
+        parquet = open_storage("PARQUET_URL", self.settings.parquet_url)
+        paths = self._objects(parquet, name, since, until)
+        if not paths:
             return _label(pd.DataFrame(), name, self.settings.source)
-        frame = pa.concat_tables(tables, promote_options="permissive").to_pandas()
+        frame = read_books(parquet, paths).to_pandas()
+        frame = frame[(frame["exchange_time"] >= since) & (frame["exchange_time"] < until)]
         for column in frame.columns:
             if isinstance(frame[column].dtype, pd.DatetimeTZDtype):
                 frame[column] = frame[column].dt.tz_convert(self.settings.zone)
@@ -195,24 +181,20 @@ class Client:
             stamp = stamp.tz_localize(self.settings.zone)
         return stamp.to_pydatetime()
 
-    def _objects(
-        self, filesystem: fs.FileSystem, root: str, ticker: str, since: datetime, until: datetime
-    ) -> list[str]:
+    def _objects(self, parquet: Storage, ticker: str, since: datetime, until: datetime) -> list[str]:
         """The objects of the windows that overlap [since, until): one listing a day."""
         zone = self.settings.zone
         wanted = set()
         window = Window.at(since)
         while window.start < until:
-            wanted.add(f"{ticker}-{window.start.astimezone(zone):%Y%m%d%H%M}.parquet")
+            wanted.add(parquet_path(ticker, window, zone))
             window = Window(window.start + WINDOW)
         day, last = since.astimezone(zone).date(), until.astimezone(zone).date()
         paths: list[str] = []
         while day <= last:
-            folder = f"{root}/ticker={ticker}/year={day:%Y}/month={day:%m}/day={day:%d}"
-            found = filesystem.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-            paths += [info.path for info in found if info.base_name in wanted]
+            paths += parquet.find(f"ticker={ticker}/{day:year=%Y/month=%m/day=%d}")
             day += timedelta(days=1)
-        return sorted(paths)
+        return sorted(wanted.intersection(paths))
 
 
 def candles(

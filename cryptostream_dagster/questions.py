@@ -147,7 +147,7 @@ QUESTIONS = (
     Question(
         "orderbook_parquet",
         "rows_add_up",
-        "Sealed rows = written + duplicates + rejected.",
+        "Sealed rows = written + duplicates + quarantined.",
         _query("rows_add_up"),
     ),
     Question("orderbook_parquet", "as_declared", _DECLARED, _parquet_as_declared),

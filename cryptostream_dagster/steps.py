@@ -25,8 +25,9 @@ from cryptostream_dagster.catalog.seal import (
 )
 from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.sql import load_sql
-from cryptostream_dagster.transforms.books import BookBuilder, RawObject, TickerBooks
+from cryptostream_dagster.transforms.books import BookBuilder, TickerBooks
 from cryptostream_dagster.transforms.candles import TickerCandle, window_candles
+from cryptostream_dagster.transforms.raw import RawObject
 from cryptostream_dagster.transforms.storage import ObjectGone, Storage, open_storage
 from cryptostream_dagster.warehouse.candles import Written, write_candles
 from cryptostream_dagster.warehouse.connection import lock_window
@@ -178,7 +179,7 @@ def _build_parquet(
             settings.duckdb_threads,
             settings.duckdb_memory_mb,
         )
-        tickers = builder.build(
+        built = builder.build(
             window,
             [
                 RawObject(file.path, file.ticker, file.chain, file.rows, file.bytes, file.crc32c)
@@ -190,14 +191,22 @@ def _build_parquet(
         connection.cursor().executemany(
             load_sql(_WAREHOUSE, "insert_parquet_files"),
             [
-                (window.start, t.ticker, t.path, t.bytes, t.sealed_rows, t.rows, t.duplicates, t.rejected)
-                for t in tickers
+                (window.start, t.ticker, t.path, t.bytes, t.sealed_rows, t.rows, t.duplicates, t.quarantined)
+                for t in built.tickers
             ],
         )
-        parquet.delete(sorted({t.path for t in recorded if t.path} - {t.path for t in tickers}))
+        connection.execute("DELETE FROM quarantined_line WHERE window_start = %s", (window.start,))
+        connection.cursor().executemany(
+            load_sql(_WAREHOUSE, "insert_quarantined_lines"),
+            [
+                (window.start, line.ticker, line.path, line.line, line.partition, line.offset, line.reason)
+                for line in built.quarantined
+            ],
+        )
+        parquet.delete(sorted({t.path for t in recorded if t.path} - {t.path for t in built.tickers}))
         _note_built(connection, seal, PARQUET)
         thaw(connection, window)
-    return ParquetBuilt(seal.version, seal.digest, tickers, written=True)
+    return ParquetBuilt(seal.version, seal.digest, built.tickers, written=True)
 
 
 def candle_step(connection: psycopg.Connection, window: Window, settings: PipelineSettings) -> CandlesBuilt:
@@ -227,7 +236,9 @@ def candle_step(connection: psycopg.Connection, window: Window, settings: Pipeli
                 "recorded; materialize orderbook_parquet again"
             )
         paths = [books.path for books in recorded if books.path]
-        candles = window_candles(parquet, paths, window, settings.duckdb_threads, settings.duckdb_memory_mb)
+        candles = window_candles(
+            parquet, paths, window, settings.duckdb_threads, settings.duckdb_memory_mb, digest
+        )
         if (_built_version(connection, window, CANDLES) or 0) > version:
             return CandlesBuilt(version, digest, candles, None)
         written = write_candles(connection, window, version, candles, settings.zone)
@@ -281,7 +292,7 @@ def _note_built(connection: psycopg.Connection, seal: Seal, asset: str) -> None:
 
 def _recorded_books(connection: psycopg.Connection, window: Window) -> list[TickerBooks]:
     rows = connection.execute(
-        "SELECT ticker, path, bytes, sealed_rows, rows, duplicates, rejected FROM parquet_file "
+        "SELECT ticker, path, bytes, sealed_rows, rows, duplicates, quarantined FROM parquet_file "
         'WHERE window_start = %s ORDER BY ticker COLLATE "C"',
         (window.start,),
     )

@@ -30,8 +30,8 @@ from cryptostream_dagster.window import Window
 DESCRIPTION = """Each book of a window once, flat, in a total order: one Parquet object per ticker and window.
 
 Padding is NULL, duplicates (redundant producers, reconnects) are removed and counted, lines that do not fit
-the schema are rejected and counted: sealed rows = written + duplicates + rejected. An object's
-metadata tells its version and the commits that it came from.
+the schema are quarantined and counted (`quarantined_line` in Postgres says which, and why): sealed rows =
+written + duplicates + quarantined. An object's metadata tells its version and the commits it came from.
 """
 
 
@@ -63,7 +63,7 @@ def orderbook_parquet(
                     "dagster/row_count": sum(books.rows for books in built.tickers),
                     "sealed_rows": sum(books.sealed_rows for books in built.tickers),
                     "duplicates": sum(books.duplicates for books in built.tickers),
-                    "rejected": sum(books.rejected for books in built.tickers),
+                    "quarantined": sum(books.quarantined for books in built.tickers),
                     "objects": sum(bool(books.path) for books in built.tickers),
                     "bytes": sum(books.bytes for books in built.tickers),
                     "unchanged": not built.written,

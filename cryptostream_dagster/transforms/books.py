@@ -1,56 +1,40 @@
 """Raw objects of a sealed window → one Parquet object per ticker.
 
-Lines that do not fit the schema are rejected and counted, duplicates removed and counted, and nothing else is
-lost: sealed rows = written rows + duplicates + rejected, each counted by itself, for every ticker, or the
-build fails.
+Lines that do not fit the schema are quarantined and counted, duplicates removed and counted, and nothing else
+is lost: sealed rows = written rows + duplicates + quarantined, each counted by itself, for every ticker, or
+the build fails.
+
+Work is done in batches of whole tickers, which share nothing: each thread has one, and the objects of the
+next one are fetched meanwhile. An object is read once, and is in memory only.
 """
 
 from __future__ import annotations
 
-import tempfile
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from crc32c import crc32c
-
-from cryptostream_dagster.sql import load_sql
 from cryptostream_dagster.transforms.duck import open_duckdb
-from cryptostream_dagster.transforms.schema import arrow_schema, book_columns, level_columns
-from cryptostream_dagster.transforms.storage import ObjectGone, Storage
+from cryptostream_dagster.transforms.raw import RawObject, line_array, read_object
+from cryptostream_dagster.transforms.schema import arrow_schema, book_columns
+from cryptostream_dagster.transforms.storage import CONNECTIONS, Storage
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
+from ingest_services.upbit.markets import market_of
 
-# Rows that are in memory at once: bounds a run whatever the window holds. A ticker is never split; at the
-# exchange's rates one has a few thousand rows.
-BATCH_ROWS = 100_000
+if TYPE_CHECKING:
+    from cryptostream_dagster.transforms.rows import Lines, Rows
 
-_PACKAGE = "cryptostream_dagster.transforms"
-
-
-@dataclass(frozen=True, slots=True)
-class RawObject:
-    """A raw object of the window.
-
-    Attributes:
-        path: In the raw lake.
-        ticker: Canonical ticker.
-        chain: Chain of the commit that names it; part of the rows' order.
-        rows: Lines that the commit says it has.
-        bytes: Its size, as the commit says.
-        crc32c: Of the object as stored, 8 hex digits, as the commit says.
-    """
-
-    path: str
-    ticker: str
-    chain: int
-    rows: int
-    bytes: int
-    crc32c: str
+# A batch has no more rows unless one ticker has, which is never split: at the exchange's rates it has a few
+# thousand. A chunk is what of a batch is text at once: 32 MB at depth 30. Two threads have three of each.
+BATCH_ROWS = 16_000
+CHUNK_ROWS = 16_000
+# Of a ticker's lines in quarantine so many are told one by one; their number is always whole.
+QUARANTINE_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +45,10 @@ class TickerBooks:
         ticker: Canonical ticker.
         path: The Parquet object; empty if no row was left.
         bytes: Its size.
-        sealed_rows: Lines in the raw objects.
+        sealed_rows: Lines in the raw objects, as their commits say.
         rows: Rows written.
         duplicates: Rows removed because the same book was there already.
-        rejected: Lines that do not fit the schema.
+        quarantined: Lines that do not fit the schema.
     """
 
     ticker: str
@@ -73,16 +57,50 @@ class TickerBooks:
     sealed_rows: int
     rows: int
     duplicates: int
-    rejected: int
+    quarantined: int
 
 
-class _Counts(NamedTuple):
-    """What a ticker's lines are, as counted before the rows are made."""
+@dataclass(frozen=True, slots=True)
+class QuarantinedLine:
+    """A line that does not fit the schema; its bytes stay where they are.
+
+    Attributes:
+        ticker: Of its object.
+        path: The raw object.
+        line: Its number in the object, from 1.
+        partition: Kafka partition; None if the line does not tell it.
+        offset: Kafka offset, likewise.
+        reason: Why it does not fit.
+    """
 
     ticker: str
-    sealed_rows: int
-    rejected: int
-    duplicates: int
+    path: str
+    line: int
+    partition: int | None
+    offset: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WindowBooks:
+    """What became of a window's rows.
+
+    Attributes:
+        tickers: By ticker.
+        quarantined: Of each ticker the first lines in quarantine, at most `QUARANTINE_SHOWN`.
+    """
+
+    tickers: list[TickerBooks]
+    quarantined: list[QuarantinedLine]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """A batch that is ready to be written: tickers, and the bytes of their objects, by path."""
+
+    tickers: list[TickerBooks]
+    quarantined: list[QuarantinedLine]
+    objects: dict[str, Any]
 
 
 def parquet_path(ticker: str, window: Window, zone: ZoneInfo) -> str:
@@ -99,9 +117,10 @@ class BookBuilder:
         parquet: Where the objects go.
         depth: Levels per side.
         zone: The market's time zone.
-        threads: Of DuckDB and of the writers.
+        threads: Batches that are worked on at once.
         memory_mb: Of DuckDB, MiB.
-        batch_rows: Rows in memory at once.
+        batch_rows: Rows of a batch.
+        chunk_rows: Rows of a batch that are text at once.
     """
 
     def __init__(
@@ -113,6 +132,7 @@ class BookBuilder:
         threads: int = 2,
         memory_mb: int = 1024,
         batch_rows: int = BATCH_ROWS,
+        chunk_rows: int = CHUNK_ROWS,
     ) -> None:
         self._raw = raw
         self._parquet = parquet
@@ -121,11 +141,12 @@ class BookBuilder:
         self._threads = threads
         self._memory_mb = memory_mb
         self._batch_rows = batch_rows
+        self._chunk_rows = chunk_rows
 
     def build(
         self, window: Window, objects: Sequence[RawObject], provenance: Mapping[str, str]
-    ) -> list[TickerBooks]:
-        """Write the window's Parquet objects, each replaced whole.
+    ) -> WindowBooks:
+        """Write the window's Parquet objects, each replaced whole, once all of them are known to be right.
 
         Args:
             window: The window.
@@ -134,134 +155,161 @@ class BookBuilder:
                 build to the next may be among them: the same input gives the same bytes.
 
         Returns:
-            One entry per ticker, by ticker.
+            What became of every ticker's lines.
 
         Raises:
             UserError: If an object is missing, is not what its commit says, or cannot be written.
             RuntimeError: If the rows do not add up, which is a fault of ours.
         """
-        results: list[TickerBooks] = []
+        built: list[_Batch] = []
+        pending: deque[Future[_Batch]] = deque()
+        # Each batch's queries run in the thread that asks them.
         with (
-            tempfile.TemporaryDirectory(prefix="cryptostream-") as scratch,
-            ThreadPoolExecutor(self._threads) as writers,
+            open_duckdb(1, self._memory_mb, None, in_order=True) as session,
+            ThreadPoolExecutor(CONNECTIONS) as stores,
+            ThreadPoolExecutor(self._threads) as builder,
         ):
-            session = open_duckdb(self._threads, self._memory_mb, Path(scratch) / "spill")
+            for batch in _batches(self._checked(objects), self._batch_rows):
+                chunks = list(_chunks(batch, self._chunk_rows))
+                first = self._fetch(stores, chunks[0])
+                pending.append(
+                    builder.submit(
+                        self._build_batch, session.cursor(), window, chunks, first, stores, provenance
+                    )
+                )
+                if len(pending) > self._threads:
+                    built.append(pending.popleft().result())
+            built += [future.result() for future in pending]
+            # Not before: of a window with one bad object nothing is written. What is kept until then is a tenth
+            # of the text.
+            for ready in built:
+                # A map's results raise what went wrong.
+                list(stores.map(self._parquet.write, ready.objects.keys(), ready.objects.values()))
+        # By ticker, because batches are.
+        return WindowBooks(
+            [ticker for ready in built for ticker in ready.tickers],
+            [line for ready in built for line in ready.quarantined],
+        )
+
+    def _checked(self, objects: Sequence[RawObject]) -> Sequence[RawObject]:
+        """Return the objects if what they say of tickers is fit to be a path."""
+        for item in objects:
             try:
-                pending: list[Future[TickerBooks]] = []
-                for number, batch in enumerate(_batches(objects, self._batch_rows)):
-                    folder = Path(scratch) / f"raw-{number}"
-                    folder.mkdir()
-                    written = self._build_batch(session, window, batch, folder)
-                    # One batch is written while the next is read; never more than that.
-                    results += [future.result() for future in pending]
-                    pending = [
-                        writers.submit(self._write_ticker, window, table, counts, provenance)
-                        for counts, table in written
-                    ]
-                results += [future.result() for future in pending]
-            finally:
-                session.close()
-        return sorted(results, key=lambda result: result.ticker)
+                market_of(item.ticker)
+            except ValueError as error:
+                raise UserError(
+                    f"{self._raw.url}/{item.path}: a commit says that it is of {error}"
+                ) from error
+        return objects
+
+    def _fetch(self, stores: ThreadPoolExecutor, chunk: list[RawObject]) -> list[Future[bytes]]:
+        return [stores.submit(read_object, self._raw, item) for item in chunk]
 
     def _build_batch(
-        self, session: Any, window: Window, batch: list[RawObject], folder: Path
-    ) -> list[tuple[_Counts, Any]]:
-        """Return for each ticker of a batch what its lines are, and its table."""
-        self._check_sizes(batch)
-        files = self._raw.fetch([item.path for item in batch], folder)
-        self._check_contents(batch, files)
-        self._load(session, window, batch, [str(file) for file in files])
-        names = ", ".join(column.name for column in level_columns(self._depth))
-        session.execute(load_sql(_PACKAGE, "repeats").format(level_names=names))
-        counts = [_Counts(*row) for row in session.execute(load_sql(_PACKAGE, "count_lines")).fetchall()]
-        books = session.sql(load_sql(_PACKAGE, "books").format(level_names=names)).to_arrow_table()
-        session.execute("DROP TABLE line; DROP TABLE repeat")
-        return [(count, _rows_of(books, count.ticker)) for count in counts]
+        self,
+        session: Any,
+        window: Window,
+        chunks: list[list[RawObject]],
+        first: list[Future[bytes]],
+        stores: ThreadPoolExecutor,
+        provenance: Mapping[str, str],
+    ) -> _Batch:
+        import numpy as np
 
-    def _load(self, session: Any, window: Window, batch: list[RawObject], files: list[str]) -> None:
-        import duckdb
+        from cryptostream_dagster.transforms.rows import book_rows
+
+        batch = [item for chunk in chunks for item in chunk]
+        tickers = Counter[str]()
+        for item in batch:
+            tickers[item.ticker] += item.rows
+        lines = self._type_batch(session, window, chunks, first, stores, list(tickers))
+        rows = book_rows(lines, self._depth)
+        # Each kind of line by itself, and for each ticker: nothing is what the others leave over.
+        kinds = (rows.ticker, lines.ticker[rows.repeats], lines.ticker[rows.quarantined])
+        counts = np.column_stack([np.bincount(kind, minlength=len(tickers)) for kind in kinds])
+        built: list[TickerBooks] = []
+        encoded: dict[str, Any] = {}
+        start = 0
+        for (ticker, sealed), (kept, duplicates, bad) in zip(tickers.items(), counts.tolist(), strict=True):
+            table = rows.table.slice(start, kept)
+            start += kept
+            books = TickerBooks(ticker, "", 0, sealed, kept, duplicates, bad)
+            _require_all(books)
+            if kept:
+                data = self._encode(books, table, provenance)
+                books = replace(books, path=parquet_path(ticker, window, self._zone), bytes=data.size)
+                encoded[books.path] = data
+            built.append(books)
+        return _Batch(built, _describe(batch, lines, rows), encoded)
+
+    def _type_batch(
+        self,
+        session: Any,
+        window: Window,
+        chunks: list[list[RawObject]],
+        first: list[Future[bytes]],
+        stores: ThreadPoolExecutor,
+        tickers: list[str],
+    ) -> Lines:
+        """Return a batch's lines; the next chunk is fetched while one is typed."""
+        import numpy as np
         import pyarrow as pa
 
-        session.register(
-            "object",
-            pa.table(
-                {
-                    "file": files,
-                    "number": list(range(len(files))),
-                    "ticker": [item.ticker for item in batch],
-                    "chain": [item.chain for item in batch],
-                }
-            ),
-        )
-        query = load_sql(_PACKAGE, "lines").format(levels=",\n    ".join(_level_expressions(self._depth)))
-        try:
-            session.execute(query, {"files": files, "start_ms": window.start_ms, "end_ms": window.end_ms})
-        except duckdb.Error as error:
-            if isinstance(error, duckdb.OutOfMemoryException):
-                raise
-            raise UserError(f"{self._raw.url}: {' '.join(str(error).split())}") from error
-        found = dict(session.execute("SELECT object_number, count(*) FROM line GROUP BY 1").fetchall())
-        session.unregister("object")
-        for number, item in enumerate(batch):
-            if found.get(number, 0) != item.rows:
-                raise UserError(
-                    f"{self._raw.url}/{item.path}: has {found.get(number, 0)} lines, "
-                    f"its commit says {item.rows}"
-                )
+        from cryptostream_dagster.transforms.rows import Lines, type_lines
 
-    def _check_sizes(self, batch: list[RawObject]) -> None:
-        for item, size in zip(batch, self._raw.sizes([item.path for item in batch]), strict=True):
-            if size is None:
-                raise ObjectGone(self._raw.url, item.path)
-            if size != item.bytes:
-                raise UserError(
-                    f"{self._raw.url}/{item.path}: has {size} bytes, its commit says {item.bytes}"
-                )
+        markets = pa.array([market_of(ticker) for ticker in tickers], pa.string())
+        numbers = {ticker: number for number, ticker in enumerate(tickers)}
+        typed, of_ticker, of_chain = [], [], []
+        fetched = first
+        for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
+            contents = [future.result() for future in fetched]
+            fetched = self._fetch(stores, following)
+            line = line_array(self._raw, chunk, contents)
+            contents.clear()
+            rows = [item.rows for item in chunk]
+            ticker = np.repeat([numbers[item.ticker] for item in chunk], rows)
+            market = pa.DictionaryArray.from_arrays(ticker, markets)
+            typed.append(type_lines(session, line, market, window))
+            of_ticker.append(ticker)
+            of_chain.append(np.repeat([item.chain for item in chunk], rows))
+        return Lines(pa.concat_tables(typed), np.concatenate(of_ticker), np.concatenate(of_chain))
 
-    def _check_contents(self, batch: list[RawObject], files: list[Path]) -> None:
-        # One object at a time in memory; a gigabyte takes about a second.
-        for item, file in zip(batch, files, strict=True):
-            try:
-                found = f"{crc32c(file.read_bytes()):08x}"
-            except OSError as error:
-                raise UserError(f"{self._raw.url}/{item.path}: cannot be read: {error}") from error
-            if found != item.crc32c:
-                raise UserError(
-                    f"{self._raw.url}/{item.path}: has crc32c {found}, its commit says {item.crc32c}"
-                )
-
-    def _write_ticker(
-        self, window: Window, table: Any, counts: _Counts, provenance: Mapping[str, str]
-    ) -> TickerBooks:
+    def _encode(self, books: TickerBooks, table: Any, provenance: Mapping[str, str]) -> Any:
+        """Return the bytes of a ticker's object."""
         import pyarrow as pa
         from pyarrow import parquet
 
-        ticker, sealed_rows, rejected, duplicates = counts
-        if sealed_rows != table.num_rows + duplicates + rejected:
-            raise RuntimeError(
-                f"{ticker}: {sealed_rows} sealed rows are not {table.num_rows} written + {duplicates} "
-                f"duplicates + {rejected} rejected: rows were lost on the way to Parquet"
-            )
-        path, size = "", 0
-        if table.num_rows:
-            path = parquet_path(ticker, window, self._zone)
-            metadata = {
-                **provenance,
-                "ticker": ticker,
-                "duplicates": str(duplicates),
-                "rejected": str(rejected),
-            }
-            table = table.cast(self._schema(metadata))
-            sink = pa.BufferOutputStream()
-            parquet.write_table(table, sink, compression="zstd", write_statistics=True)
-            data = sink.getvalue()
-            size = data.size
-            self._parquet.write(path, data)
-        return TickerBooks(ticker, path, size, sealed_rows, table.num_rows, duplicates, rejected)
+        told = {
+            **provenance,
+            "ticker": books.ticker,
+            "duplicates": str(books.duplicates),
+            "quarantined": str(books.quarantined),
+        }
+        metadata = {f"cryptostream.{name}": value for name, value in told.items()}
+        schema = arrow_schema(book_columns(self._depth), metadata)
+        columns = {
+            "market": pa.repeat(market_of(books.ticker), books.rows),
+            "ticker": pa.repeat(books.ticker, books.rows),
+            **dict(zip(table.column_names, table.columns, strict=True)),
+        }
+        sink = pa.BufferOutputStream()
+        parquet.write_table(
+            pa.table([columns[name] for name in schema.names], schema=schema),
+            sink,
+            compression="zstd",
+            # Of numbers a dictionary is slower and larger: zstd sees what two books have in common.
+            use_dictionary=[field.name for field in schema if field.type == pa.string()],
+        )
+        return sink.getvalue()
 
-    def _schema(self, metadata: Mapping[str, str]) -> Any:
-        named = {f"cryptostream.{name}": value for name, value in metadata.items()}
-        return arrow_schema(book_columns(self._depth), named)
+
+def _require_all(books: TickerBooks) -> None:
+    if books.sealed_rows != books.rows + books.duplicates + books.quarantined:
+        raise RuntimeError(
+            f"{books.ticker}: {books.sealed_rows} sealed rows are not {books.rows} written + "
+            f"{books.duplicates} duplicates + {books.quarantined} quarantined: "
+            "rows were lost on the way to Parquet"
+        )
 
 
 def _batches(objects: Sequence[RawObject], most_rows: int) -> Iterator[list[RawObject]]:
@@ -281,26 +329,32 @@ def _batches(objects: Sequence[RawObject], most_rows: int) -> Iterator[list[RawO
         yield batch
 
 
-def _level_expressions(depth: int) -> list[str]:
-    """Return SQL for the level columns: NULL where the book has no such level, or only padding."""
-    expressions = []
-    for level in range(1, depth + 1):
-        for side, price, size in (("ask", "ap", "as"), ("bid", "bp", "bs")):
-            unit = f"units[{level}]"
-            padding = f'{unit}.{price} = 0 AND {unit}."{size}" = 0'
-            for what, field in (("price", price), ("size", size)):
-                expressions.append(
-                    f'CASE WHEN {padding} THEN NULL ELSE {unit}."{field}" END AS {side}_{what}{level}'
-                )
-    return expressions
+def _chunks(batch: Sequence[RawObject], most_rows: int) -> Iterator[list[RawObject]]:
+    """Cut a batch into chunks of whole objects with at most so many rows, or one object."""
+    chunk: list[RawObject] = []
+    rows = 0
+    for item in batch:
+        if chunk and rows + item.rows > most_rows:
+            yield chunk
+            chunk, rows = [], 0
+        chunk.append(item)
+        rows += item.rows
+    yield chunk
 
 
-def _rows_of(books: Any, ticker: str) -> Any:
-    """Return a ticker's slice of a table that is sorted by ticker."""
-    import pyarrow.compute as pc
+def _describe(batch: list[RawObject], lines: Lines, rows: Rows) -> list[QuarantinedLine]:
+    """Return of each ticker the first lines in quarantine: by path, then line."""
+    import numpy as np
 
-    index = pc.index(books["ticker"], ticker).as_py()
-    if index < 0:
-        return books.slice(0, 0)
-    length = pc.sum(pc.equal(books["ticker"], ticker)).as_py()
-    return books.slice(index, length)
+    found: list[QuarantinedLine] = []
+    ends = np.cumsum([item.rows for item in batch])
+    shown: dict[str, int] = {}
+    for at, reason in zip(rows.quarantined.tolist(), rows.reasons, strict=True):
+        number = int(np.searchsorted(ends, at, side="right"))
+        item = batch[number]
+        shown[item.ticker] = shown.get(item.ticker, 0) + 1
+        if shown[item.ticker] <= QUARANTINE_SHOWN:
+            line = at - int(ends[number]) + item.rows + 1
+            partition, offset = (lines.table.column(name)[at].as_py() for name in ("partition", "offset"))
+            found.append(QuarantinedLine(item.ticker, item.path, line, partition, offset, reason))
+    return found

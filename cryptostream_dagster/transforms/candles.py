@@ -10,9 +10,9 @@ from pathlib import Path
 
 from cryptostream_dagster.sql import load_sql
 from cryptostream_dagster.transforms.duck import open_duckdb
+from cryptostream_dagster.transforms.parquet import read_books
 from cryptostream_dagster.transforms.storage import Storage
 from cryptostream_dagster.window import Window
-from ingest_services.errors import UserError
 
 _PACKAGE = "cryptostream_dagster.transforms"
 _COLUMNS = ["ticker", "market", "exchange_time", "ask_price1", "bid_price1"]
@@ -58,7 +58,12 @@ class TickerCandle:
 
 
 def window_candles(
-    parquet: Storage, paths: Sequence[str], window: Window, threads: int = 2, memory_mb: int = 1024
+    parquet: Storage,
+    paths: Sequence[str],
+    window: Window,
+    threads: int = 2,
+    memory_mb: int = 1024,
+    digest: str | None = None,
 ) -> list[TickerCandle]:
     """Compute a window's candles.
 
@@ -68,28 +73,20 @@ def window_candles(
         window: The window.
         threads: Of DuckDB.
         memory_mb: Of DuckDB, MiB.
+        digest: Of the seal that the objects must have been built from; None: any.
 
     Returns:
         One entry per ticker with a row, by ticker.
 
     Raises:
-        UserError: If an object is missing or is no Parquet of ours.
+        UserError: If an object is missing, is no Parquet, or was built from another seal.
     """
     if not paths:
         return []
     import numpy as np
     import pyarrow as pa
-    from pyarrow import dataset
 
-    try:
-        books = dataset.dataset(
-            [parquet.locate(path) for path in paths], filesystem=parquet.filesystem, format="parquet"
-        ).to_table(columns=_COLUMNS)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"{parquet.url}: the Parquet of window {window.start:%Y-%m-%d %H:%M} UTC cannot be read "
-            f"({' '.join(str(error).split())}); materialize orderbook_parquet again"
-        ) from error
+    books = read_books(parquet, paths, _COLUMNS, digest)
     # The rows of an object are in total order, which is more than their columns alone could say.
     books = books.append_column("row_number", pa.array(np.arange(books.num_rows, dtype=np.int64)))
     with tempfile.TemporaryDirectory(prefix="cryptostream-") as scratch:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 
-def open_duckdb(threads: int, memory_mb: int, spill_dir: Path) -> Any:
+def open_duckdb(threads: int, memory_mb: int, spill_dir: Path | None, *, in_order: bool = False) -> Any:
     """Open a session.
 
     Args:
         threads: How many.
         memory_mb: MiB before it spills to disk.
-        spill_dir: Where to.
+        spill_dir: Where to; None: what does not fit is an error.
+        in_order: Whether results keep the order of what they are made from.
     """
     import duckdb  # a slow import
 
@@ -21,8 +22,8 @@ def open_duckdb(threads: int, memory_mb: int, spill_dir: Path) -> Any:
         config={
             "threads": threads,
             "memory_limit": f"{memory_mb}MiB",
-            "temp_directory": str(spill_dir),
-            "preserve_insertion_order": False,
+            "temp_directory": str(spill_dir or ""),
+            "preserve_insertion_order": in_order,
             # Nothing is fetched from the network, and nothing here needs an extension.
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,

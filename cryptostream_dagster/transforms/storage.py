@@ -1,7 +1,7 @@
 """Where objects are read from and written to: one `pyarrow.fs` filesystem and a folder on it.
 
-`file://` and `gs://` differ only in the filesystem that pyarrow makes of the URL, and in one thing: DuckDB
-reads local files itself, while objects elsewhere are fetched first, many at a time.
+`file://` and `gs://` differ only in the filesystem that pyarrow makes of the URL, and in how long an answer
+takes: who wants many objects of a bucket asks for many at a time (`CONNECTIONS`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 
 from ingest_services.errors import UserError
 
-_FETCH_THREADS = 16
+# Requests at once to a store that is not a folder of this machine; each of them waits more than it works.
+CONNECTIONS = 16
 # pyarrow's own is a quarter of an hour: longer than a window.
 _RETRY_FOR = timedelta(seconds=30)
 
@@ -59,27 +60,32 @@ class Storage:
         """Return the full path on the filesystem."""
         return f"{self.root}/{path}"
 
-    def fetch(self, paths: Sequence[str], into: Path) -> list[Path]:
-        """Return files of this machine with the objects' contents, in order.
-
-        Args:
-            paths: Objects.
-            into: An empty folder for copies; not used where the objects are local files already.
+    def read(self, path: str) -> bytes | None:
+        """Return an object's content; None if it is not there.
 
         Raises:
-            UserError: If an object is missing or cannot be read.
+            UserError: If it cannot be read.
         """
-        if self.is_local:
-            return [Path(self.locate(path)) for path in paths]
-        targets = [into / f"{number:06d}-{path.rpartition('/')[2]}" for number, path in enumerate(paths)]
-        with ThreadPoolExecutor(_FETCH_THREADS) as pool:
-            list(pool.map(self._fetch_one, paths, targets))
-        return targets
+        try:
+            with self.filesystem.open_input_stream(self.locate(path), compression=None) as stream:
+                content: bytes = stream.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._failed(path, "read", error) from error
+        return content
 
     def sizes(self, paths: Sequence[str]) -> list[int | None]:
-        """Return the objects' sizes in bytes; None for one that is not there."""
-        infos = self.filesystem.get_file_info([self.locate(path) for path in paths])
-        return [info.size if info.is_file else None for info in infos]
+        """Return the objects' sizes in bytes; None for one that is not there.
+
+        Raises:
+            UserError: If it cannot be known.
+        """
+        if self.is_local:
+            infos = self.filesystem.get_file_info([self.locate(path) for path in paths])
+            return [info.size if info.is_file else None for info in infos]
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            return list(pool.map(self._size, paths))
 
     def write(self, path: str, data: Any) -> None:
         """Create an object or replace it whole; a reader sees the old or the new one, never a mixture.
@@ -90,6 +96,9 @@ class Storage:
         Args:
             path: The object.
             data: Anything with the buffer protocol.
+
+        Raises:
+            UserError: If it cannot be written.
         """
         target = self.locate(path)
         try:
@@ -107,20 +116,57 @@ class Storage:
                 Path(beside).unlink(missing_ok=True)
                 raise
         except OSError as error:
-            raise UserError(f"{self.url}/{path}: cannot be written: {error}") from error
+            raise self._failed(path, "written", error) from error
 
     def delete(self, paths: Sequence[str]) -> None:
-        """Delete objects that are there."""
+        """Delete objects that are there.
+
+        Raises:
+            UserError: If one cannot be deleted.
+        """
         for path, size in zip(paths, self.sizes(paths), strict=True):
             if size is not None:
-                self.filesystem.delete_file(self.locate(path))
+                try:
+                    self.filesystem.delete_file(self.locate(path))
+                except OSError as error:
+                    raise self._failed(path, "deleted", error) from error
 
-    def _fetch_one(self, path: str, target: Path) -> None:
+    def find(self, folder: str) -> list[str]:
+        """Return the paths of all objects under a folder, in order; none if there is no such folder.
+
+        Raises:
+            UserError: If they cannot be listed.
+        """
+        from pyarrow import fs  # a slow import
+
         try:
-            with self.filesystem.open_input_stream(self.locate(path), compression=None) as stream:
-                target.write_bytes(stream.read())
+            found = self.filesystem.get_file_info(
+                fs.FileSelector(self.locate(folder), recursive=True, allow_not_found=True)
+            )
         except OSError as error:
-            raise UserError(f"{self.url}/{path}: cannot be read: {error}") from error
+            raise self._failed(folder, "listed", error) from error
+        return sorted(info.path.removeprefix(f"{self.root}/") for info in found if info.is_file)
+
+    def _size(self, path: str) -> int | None:
+        try:
+            info = self.filesystem.get_file_info(self.locate(path))
+        except OSError as error:
+            raise self._failed(path, "looked at", error) from error
+        return info.size if info.is_file else None
+
+    def _failed(self, path: str, what: str, error: OSError) -> UserError:
+        where = f"{self.url}/{path}: cannot be {what}"
+        if self.is_local:
+            return UserError(f"{where}: {_line(error)}")
+        bucket = self.root.partition("/")[0]
+        if isinstance(error, PermissionError):
+            return UserError(
+                f"{where}: this account may not; docs/windows.md says what it must be allowed to do in the "
+                f"bucket {bucket} ({_line(error)})"
+            )
+        if isinstance(error, FileNotFoundError):
+            return UserError(f"{where}: there is no bucket {bucket}; create it, or name another")
+        return UserError(f"{where}: {_line(error)}")
 
 
 def open_storage(name: str, url: str) -> Storage:
@@ -128,7 +174,7 @@ def open_storage(name: str, url: str) -> Storage:
 
     Args:
         name: Name of the setting, for messages.
-        url: `file:///folder`, or any other URL that pyarrow knows.
+        url: `file:///folder` or `gs://bucket/prefix`; another that pyarrow knows may work, too.
 
     Raises:
         UserError: If pyarrow can make nothing of it.
@@ -161,3 +207,7 @@ def _open_gcs() -> Any:
         endpoint_override=emulator.netloc,
         retry_time_limit=_RETRY_FOR,
     )
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

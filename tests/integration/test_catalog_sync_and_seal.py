@@ -490,7 +490,7 @@ def test_the_same_frames_from_two_producers_are_one_row_each_and_covered_by_eith
     lake.through(WINDOW.end)
     _, parquet, candles = pipeline.build(WINDOW)
     (result,) = parquet.tickers
-    assert (result.sealed_rows, result.rows, result.duplicates, result.rejected) == (449, 299, 150, 0)
+    assert (result.sealed_rows, result.rows, result.duplicates, result.quarantined) == (449, 299, 150, 0)
     (candle,) = candles.candles
     assert candle.book_count == 299
     assert ratios(pipeline, WINDOW) == {"BTC": 1.0}

@@ -10,9 +10,9 @@ import pytest
 
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.steps import candle_step, parquet_step, seal_step
-from cryptostream_dagster.transforms.storage import open_storage
+from cryptostream_dagster.transforms.raw import RawObject, read_object
+from cryptostream_dagster.transforms.storage import ObjectGone, open_storage
 from cryptostream_dagster.window import Window
-from ingest_services.errors import UserError
 from ingest_services.lake.store import open_store
 from tests.fake_gcs import FakeGcs, Proxy, running_proxy
 from tests.lake_builder import LakeBuilder, Row, frame, instant, ms
@@ -98,10 +98,8 @@ def require_readers_requests(proxy: Proxy, bucket: str) -> None:
     assert len(proxy.requests) > 120
 
 
-def test_an_object_that_is_gone_is_named(
-    tmp_path: Path, gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_object_that_is_gone_is_named(gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.url)
     storage = open_storage("RAW_URL", f"gs://{gcs.bucket()}/raw")
-    with pytest.raises(UserError, match=r"gs://.*/raw/ticker=BTC/x\.jsonl: cannot be read"):
-        storage.fetch(["ticker=BTC/x.jsonl"], tmp_path)
+    with pytest.raises(ObjectGone, match=r"gs://.*/raw/ticker=BTC/x\.jsonl: a commit names it"):
+        read_object(storage, RawObject("ticker=BTC/x.jsonl", "BTC", 1, 1, 1, "00000000"))

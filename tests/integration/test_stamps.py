@@ -61,7 +61,7 @@ def test_a_candle_is_the_same_whatever_the_unit_and_the_format(
     assert max(f.max_tms or 0 for f in commit.files) == T0 + 300_000
     lake.through(WINDOW.end + timedelta(minutes=5))
     _, parquet, _ = pipeline.build(WINDOW)
-    assert [(t.rows, t.duplicates, t.rejected) for t in parquet.tickers] == [(3, 0, 0)]
+    assert [(t.rows, t.duplicates, t.quarantined) for t in parquet.tickers] == [(3, 0, 0)]
     assert pipeline.query(
         "SELECT open_price, close_price, book_count, first_book_at, last_book_at FROM ohlc_5m_ticker"
     ) == [(101, 103, 3, START, START + timedelta(milliseconds=299_999))]

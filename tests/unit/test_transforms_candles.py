@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cryptostream_dagster.transforms.books import BookBuilder, RawObject
+from cryptostream_dagster.transforms.books import BookBuilder
 from cryptostream_dagster.transforms.candles import TickerCandle, window_candles
+from cryptostream_dagster.transforms.raw import RawObject
 from cryptostream_dagster.transforms.storage import open_storage
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
@@ -31,7 +32,7 @@ def candles_of(folder: Path, rows: list[Row], threads: int = 2) -> dict[str, Tic
     builder = BookBuilder(open_storage("RAW_URL", lake.url), parquet, 5, SEOUL)
     objects = [RawObject(f.path, f.ticker, 1, f.rows, f.bytes, f.crc32c) for f in files]
     built = builder.build(WINDOW, objects, {})
-    paths = [result.path for result in built if result.path]
+    paths = [result.path for result in built.tickers if result.path]
     return {candle.ticker: candle for candle in window_candles(parquet, paths, WINDOW, threads)}
 
 

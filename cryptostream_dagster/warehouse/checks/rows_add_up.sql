@@ -1,8 +1,8 @@
--- Sealed rows = written + duplicates + rejected, for every ticker and for the window.
+-- Sealed rows = written + duplicates + quarantined, for every ticker and for the window.
 WITH parquet AS (
     SELECT
         coalesce(sum(sealed_rows), 0) AS sealed_rows,
-        coalesce(sum(abs(sealed_rows - rows - duplicates - rejected)), 0) AS unexplained
+        coalesce(sum(abs(sealed_rows - rows - duplicates - quarantined)), 0) AS unexplained
     FROM parquet_file
     WHERE window_start = %(start)s
 )
