@@ -78,7 +78,7 @@ def _number(value: float | str) -> object:
 
 @dataclass
 class Row:
-    """A record on its way into the lake."""
+    """A record on its way into the lake; `ticker` files it there, whatever the frame says."""
 
     frame: bytes
     received_us: int
@@ -124,7 +124,7 @@ class LakeBuilder:
         groups: dict[tuple[chains.FileKind, str, int], list[tuple[bytes, int | None, int]]] = {}
         for row in rows:
             book = read_frame(row.frame)
-            ticker = book.ticker if isinstance(book, Book) else row.ticker
+            ticker = row.ticker or (book.ticker if isinstance(book, Book) else "")
             tms = book.tms if isinstance(book, Book) else row.received_us // 1000
             snapshot = isinstance(book, Book) and book.stream_type == "SNAPSHOT"
             at = row.received_us // 1000 if snapshot else tms

@@ -180,8 +180,7 @@ class BookBuilder:
                 if len(pending) > self._threads:
                     built.append(pending.popleft().result())
             built += [future.result() for future in pending]
-            # Not before: of a window with one bad object nothing is written. What is kept until then is a tenth
-            # of the text.
+            # Not before: of a window with a bad object nothing is written. What waits is a tenth of the text.
             for ready in built:
                 # A map's results raise what went wrong.
                 list(stores.map(self._parquet.write, ready.objects.keys(), ready.objects.values()))

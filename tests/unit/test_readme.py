@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cryptostream_dagster.settings import PipelineSettings
+from cryptostream_dagster.transforms.schema import book_columns
 from ingest_services import config
 
 ROOT = Path(__file__).parents[2]
@@ -67,3 +68,16 @@ def test_the_files_that_the_readme_and_docs_link_to_exist() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_table_of_the_parquet_columns_is_the_declared_schema() -> None:
+    table = README.split("one object per ticker and window, replaced whole:")[1].split("\n## ")[0]
+    found = re.findall(r"^\| `(.+)` \| (.+) \| (.+) \|$", table, re.MULTILINE)
+    declared = []
+    for column in book_columns(PipelineSettings.model_fields["depth"].default):
+        # The levels are told once for each side, by their first.
+        level = re.fullmatch(r"(?:ask|bid)_(?:price|size)(\d+)", column.name)
+        if level is None or level[1] == "1":
+            kind = f"{column.kind}, may be NULL" if column.nullable else column.kind
+            declared.append((f"{column.name} …" if level else column.name, kind, column.description))
+    assert found == declared

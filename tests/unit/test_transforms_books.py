@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cryptostream_dagster.transforms import books
 from cryptostream_dagster.transforms import rows as flat
@@ -20,6 +24,7 @@ from cryptostream_dagster.transforms.storage import Storage, open_storage
 from cryptostream_dagster.window import Window
 from ingest_services.consumer.entries import read_record
 from ingest_services.errors import UserError
+from ingest_services.lake import lines as lake_lines
 from ingest_services.lake.chain import CommitFile
 from ingest_services.record import BOOK, Envelope, headers_of
 from ingest_services.upbit.frames import Book, read_frame
@@ -28,6 +33,7 @@ from tests.lake_builder import MINUTE_MS, SEOUL, LakeBuilder, Row, frame, instan
 
 START = instant("2025-02-02 16:05:00")
 WINDOW = Window.at(START)
+BAD_UNITS = "number in the units missing, of another type or beyond a double"
 T0 = ms(START)
 
 
@@ -41,25 +47,31 @@ class Room:
         return self.build_files(self.lake.commit(rows).files, depth, **options)
 
     def build_files(
-        self, files: Sequence[CommitFile], depth: int = 15, raw: Storage | None = None, **options: Any
+        self, files: Sequence[CommitFile], depth: int = 15, **options: Any
     ) -> dict[str, books.TickerBooks]:
+        return {result.ticker: result for result in self.build_window(files, depth, **options).tickers}
+
+    def build_window(self, files: Sequence[CommitFile], depth: int = 15, **options: Any) -> books.WindowBooks:
         objects = [
             RawObject(f.path, f.ticker, 1, f.rows, f.bytes, f.crc32c) for f in files if f.kind == "book"
         ]
-        builder = books.BookBuilder(
-            raw or open_storage("RAW_URL", self.lake.url), self.parquet, depth, SEOUL, **options
-        )
-        return {result.ticker: result for result in builder.build(WINDOW, objects, {"version": "1"}).tickers}
+        raw = open_storage("RAW_URL", self.lake.url)
+        builder = books.BookBuilder(raw, self.parquet, depth, SEOUL, **options)
+        return builder.build(WINDOW, objects, {"version": "1"})
 
     def read(self, result: books.TickerBooks) -> pa.Table:
         return pq.ParquetFile(self.folder / "parquet" / result.path).read()
 
 
+def open_room(folder: Path) -> Room:
+    return Room(
+        folder, LakeBuilder(folder / "raw"), open_storage("PARQUET_URL", (folder / "parquet").as_uri())
+    )
+
+
 @pytest.fixture
 def room(tmp_path: Path) -> Room:
-    return Room(
-        tmp_path, LakeBuilder(tmp_path / "raw"), open_storage("PARQUET_URL", (tmp_path / "parquet").as_uri())
-    )
+    return open_room(tmp_path)
 
 
 def book(tms: int = T0, ask: float | str = 101.0, **options: Any) -> Row:
@@ -188,20 +200,92 @@ def test_rows_are_in_total_order_whatever_the_files_say(room: Room) -> None:
         assert [row["offset"] for row in rows] == [3, 1, 2, 0]
 
 
-def test_lines_that_do_not_fit_are_quarantined_and_counted(room: Room) -> None:
-    good = frame("BTC", T0, [(101.0, 100.0, 1.0, 1.0)])
-    bad = [
-        b'{"cd":"KRW-BTC","tms":1,"obu":[7],"st":"REALTIME"}',
-        b'{"cd":"KRW-BTC","tms":1,"obu":[],"st":"REALTIME",',
-        b'{"cd":"KRW-BTC","tms":1,"obu":{"ap":1},"st":"REALTIME"}',
-        b'{"cd":"KRW-BTC","tms":"soon","obu":[],"st":"REALTIME"}',
-        good.replace(b"101.0", b'"x"'),
-        good.replace(b"101.0", b"1e999"),
-        good.replace(b"REALTIME", b"RUMOUR"),
-        b"7",
+def test_lines_that_do_not_fit_are_quarantined_counted_and_told_with_the_reason(room: Room) -> None:
+    good = book().frame
+    unfit = [
+        (b'{"cd":"KRW-BTC","tms":1,"obu":[],"st":"REALTIME",', "not JSON"),
+        (good.replace(b"101.0", b'"\xff"'), "not JSON"),
+        (b"7", "market missing or of another type"),
+        (good.replace(b'"cd":"KRW-BTC",', b""), "market missing or of another type"),
+        (good.replace(b"KRW-BTC", b"USDT-BTC"), "another market than its object"),
+        (good.replace(b'"tms":%d' % T0, b'"tms":"soon"'), "stamp missing or of another type"),
+        (good.replace(b'"tms":%d' % T0, b'"tms":%d' % (T0 - 1)), "stamp outside the window"),
+        (good.replace(b'"tms":%d' % T0, b'"tms":%d' % WINDOW.end_ms), "stamp outside the window"),
+        (book(12, stream_type="SNAPSHOT").frame, "impossible stamp"),
+        (good.replace(b"REALTIME", b"RUMOUR"), "unknown stream type"),
+        (
+            good.replace(b'"obu":[', b'"obu":{"a":[').replace(b'],"st"', b']},"st"'),
+            "units missing or of another type",
+        ),
+        (good.replace(b'"lv":0', b'"lv":"none"'), "number of another type"),
+        (good.replace(b'"tas":', b'"tas":[],"x":'), "number of another type"),
+        (
+            book(default_format=True).frame.replace(b'"total_bid_size":', b'"total_bid_size":{},"x":'),
+            "number of another type",
+        ),
+        (good.replace(b'"lv":0', b'"lv":1e999'), "number beyond a double"),
+        (good.replace(b'"obu":[', b'"obu":[7,'), BAD_UNITS),
+        (good.replace(b"101.0", b'"x"'), BAD_UNITS),
+        (good.replace(b'"ap":101.0,', b""), BAD_UNITS),
+        (good.replace(b"101.0", b"1e999"), BAD_UNITS),
+        (good.replace(b"101.0", b"NaN"), BAD_UNITS),
     ]
-    result = room.build([Row(value, T0 * 1000, "BTC") for value in [good, *bad]])["BTC"]
-    assert (result.sealed_rows, result.rows, result.duplicates, result.quarantined) == (9, 1, 0, 8)
+    files = room.lake.commit([Row(value, T0 * 1000, "BTC") for value in [good, *dict(unfit)]]).files
+    built = room.build_window(files)
+    (result,) = built.tickers
+    assert (result.sealed_rows, result.rows, result.duplicates) == (1 + len(unfit), 1, 0)
+    assert result.quarantined == len(unfit)
+    lines = {
+        file.path: lake_lines.decompress(file.path, room.lake.store.get(file.path)).split(b"\n")
+        for file in files
+    }
+    told = {lines[row.path][row.line - 1]: row for row in built.quarantined}
+    assert len(told) == len(unfit) <= books.QUARANTINE_SHOWN
+    for line, row in told.items():
+        read = re.fullmatch(rb'\{"partition":(\d+),"offset":(\d+),.*,"book":(.*)\}', line)
+        assert read is not None
+        assert row.reason == dict(unfit)[read[3]], line
+        not_text = b"\xff" in line  # Nothing is read of that.
+        assert (row.partition, row.offset) == ((None, None) if not_text else (int(read[1]), int(read[2])))
+
+
+def test_what_is_told_of_quarantine_is_bounded_and_its_number_is_not(room: Room) -> None:
+    rows = [Row(b"%d" % n, T0 * 1000, ticker) for n in range(30) for ticker in ("BTC", "ETH")]
+    built = room.build_window(room.lake.commit([*rows, book()]).files, batch_rows=40, chunk_rows=20)
+    assert [(t.ticker, t.quarantined) for t in built.tickers] == [("BTC", 30), ("ETH", 30)]
+    assert [(row.ticker, row.offset) for row in built.quarantined] == [
+        (ticker, 2 * n + number)
+        for number, ticker in enumerate(("BTC", "ETH"))
+        for n in range(books.QUARANTINE_SHOWN)
+    ]
+
+
+@pytest.mark.parametrize("ticker", ["../../etc/passwd", "a/b", "..", "", "btc"])
+def test_a_ticker_that_is_named_like_a_path_stops_the_build(room: Room, ticker: str) -> None:
+    (file,) = room.lake.commit([book()]).files
+    builder = books.BookBuilder(open_storage("RAW_URL", room.lake.url), room.parquet, 15, SEOUL)
+    item = RawObject(file.path, ticker, 1, file.rows, file.bytes, file.crc32c)
+    with pytest.raises(
+        UserError, match=rf"{re.escape(file.path)}: a commit says that it is of '{re.escape(ticker)}'"
+    ):
+        builder.build(WINDOW, [item], {})
+    assert not (room.folder / "parquet").exists()
+
+
+def test_a_window_of_which_one_object_is_bad_is_not_written_in_part(room: Room) -> None:
+    files = room.lake.commit([book(ticker=f"T{n}") for n in range(9)]).files
+    whole = {
+        t.path: (room.folder / "parquet" / t.path).read_bytes() for t in room.build_window(files).tickers
+    }
+    more = [*files, *room.lake.commit([book(T0 + 1, ticker=f"T{n}") for n in range(9)]).files]
+    bad = room.folder / "raw" / max(file.path for file in more)
+    content = bad.read_bytes()
+    bad.write_bytes(content[:-1] + b"x")
+    with pytest.raises(UserError, match="has crc32c"):
+        room.build_files(more, batch_rows=2)
+    assert {path: (room.folder / "parquet" / path).read_bytes() for path in whole} == whole
+    bad.write_bytes(content)
+    assert {t.rows for t in room.build_window(more, batch_rows=2).tickers} == {2}
 
 
 def test_a_row_that_gets_lost_is_no_duplicate_but_stops_the_build(
@@ -225,24 +309,46 @@ def test_a_ticker_whose_every_line_is_quarantined_has_no_object(room: Room) -> N
     assert (result.path, result.rows, result.quarantined) == ("", 0, 1)
 
 
-def test_the_same_raw_data_gives_the_same_bytes(room: Room) -> None:
-    rows = [book(T0 + n % 50, 101 + n, ticker=f"T{n % 7}") for n in range(300)]
-    files = room.lake.commit(rows).files
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(
+        st.tuples(st.sampled_from("ABC"), st.integers(0, 3), st.integers(0, 2), st.integers(0, 1)), min_size=1
+    ),
+    cuts=st.lists(st.integers(0, 20), max_size=3),
+    order=st.randoms(),
+    batch=st.integers(1, 30),
+    chunk=st.integers(1, 30),
+    threads=st.integers(1, 3),
+)
+def test_the_same_raw_data_gives_the_same_bytes_in_whatever_order_and_pieces_it_is_read(
+    rows: list[tuple[str, int, int, int]], cuts: list[int], order: Any, batch: int, chunk: int, threads: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        room = open_room(Path(folder))
+        given_rows = [
+            book(T0 + tms, 101 + ask, ticker=f"T{ticker}", received_us=received)
+            for ticker, tms, ask, received in rows
+        ]
+        ends = sorted({min(cut, len(rows)) for cut in cuts} | {0, len(rows)})
+        files = [f for a, b in pairwise(ends) for f in room.lake.commit(given_rows[a:b]).files]
 
-    def written(**options: Any) -> dict[str, bytes]:
-        result = room.build_files(files, **options)
-        return {r.ticker: (room.folder / "parquet" / r.path).read_bytes() for r in result.values()}
+        def written(chosen: list[CommitFile], **options: Any) -> dict[str, bytes]:
+            results = room.build_window(chosen, **options).tickers
+            return {r.ticker: (room.folder / "parquet" / r.path).read_bytes() for r in results}
 
-    whole = written()
-    assert written(threads=1) == whole
-    assert written(batch_rows=50) == whole
-
-
-def test_objects_that_are_not_files_are_fetched_first(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = room.lake.commit([book(ticker=f"T{n}") for n in range(20)]).files
-    monkeypatch.setattr(Storage, "is_local", property(lambda self: self.url != "memory://raw"))
-    raw = Storage("memory://raw", pyarrow.fs.LocalFileSystem(), str(room.folder / "raw"))
-    assert sum(result.rows for result in room.build_files(files, raw=raw).values()) == 20
+        whole = written(files)
+        order.shuffle(files)
+        assert written(files, batch_rows=batch, chunk_rows=chunk, threads=threads) == whole
+        for ticker, result in room.build_files(files).items():
+            read = (
+                room.read(result)
+                .select(["exchange_time", "received_time", "offset", "ask_price1"])
+                .to_pylist()
+            )
+            keys = [tuple(row.values())[:3] for row in read]
+            assert keys == sorted(keys)
+            said = {(f"T{t}", tms, ask) for t, tms, ask, _ in rows if f"T{t}" == ticker}
+            assert len(read) == len(said)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.zst"])
@@ -290,14 +396,14 @@ def test_whatever_damage_the_consumer_lets_pass_is_a_row_of_that_instant_a_dupli
 ) -> None:
     window = Window.at(datetime.fromtimestamp(NOW_MS / 1000, UTC))
     headers = headers_of(Envelope(BOOK, NOW_MS * 1000, "c"))
-    given: list[Book | None] = []
+    sent: list[Book | None] = []
     rows: list[Row] = []
     for value in Mutator(BOOKS, seed).inputs(8_000):
         entry = read_record(0, 0, NOW_MS, None, value, headers)
         if entry.kind == "book" and window.start_ms <= entry.minute_ms < window.end_ms:
             read = read_frame(value)
             assert isinstance(read, Book)
-            given.append(None if has_a_key_twice(value) else read)
+            sent.append(None if has_a_key_twice(value) else read)
             rows.append(Row(value, NOW_MS * 1000))
     # In the order in which the builder numbers them: by arrival.
     files = room.lake.commit(rows).files
@@ -310,7 +416,7 @@ def test_whatever_damage_the_consumer_lets_pass_is_a_row_of_that_instant_a_dupli
     assert all(sum(getattr(r, what) for r in results) > 100 for what in ("rows", "duplicates", "quarantined"))
     for result in (r for r in results if r.rows):
         for row in room.read(result).select(["market", "ticker", "offset", "exchange_time"]).to_pylist():
-            book = given[row["offset"]]
+            book = sent[row["offset"]]
             found = (row["market"], row["ticker"], ms(row["exchange_time"]))
             if book is not None:
                 assert found == (book.market, book.ticker, book.tms), (seed, rows[row["offset"]].frame)
