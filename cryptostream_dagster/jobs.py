@@ -12,7 +12,13 @@ JOB = "build_windows"
 KIND_TAG = "cryptostream/kind"
 LIVE = "live"
 RECONCILE = "reconcile"
-PRIORITY = {LIVE: 10, RECONCILE: 0}
+BACKFILL = "backfill"
+PRIORITY = {LIVE: 10, RECONCILE: 0, BACKFILL: -10}
+
+# A run whose process is gone (a code location that was killed) is ended by nothing but its time, and until
+# then its windows count as being built. A live window waits two minutes at most and a reconciling run is
+# bounded in windows and rows: neither takes so long. A backfill's run may; the instance's limit is for it.
+MAX_RUNTIME_S = {LIVE: 600, RECONCILE: 600}
 
 # Dagster's own tags of a run over a range of partitions; it has no public names for them.
 RANGE_START_TAG = "dagster/asset_partition_range_start"
@@ -42,7 +48,11 @@ def request_run(kind: str, run_key: str, first: str, last: str) -> RunRequest:
         first: Partition key of the first window.
         last: Partition key of the last window; a run of more than one is a ranged run.
     """
-    tags = {KIND_TAG: kind, "dagster/priority": str(PRIORITY[kind])}
+    tags = {
+        KIND_TAG: kind,
+        "dagster/priority": str(PRIORITY[kind]),
+        "dagster/max_runtime": str(MAX_RUNTIME_S[kind]),
+    }
     if first == last:
         return RunRequest(run_key, partition_key=first, tags=tags)
     return RunRequest(run_key, tags={**tags, RANGE_START_TAG: first, RANGE_END_TAG: last})

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from rich.console import Console
@@ -559,8 +559,26 @@ def _cryptostream(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "ingest_services", *arguments]
 
 
-def instance(postgres: EmbeddedPostgres) -> dict[str, Any]:
-    """The Dagster instance of a local stack, as dagster.yaml has it."""
+class PostgresServer(Protocol):
+    """Where a server listens, and as whom to come in."""
+
+    @property
+    def host(self) -> str: ...  # noqa: D102
+    @property
+    def port(self) -> int: ...  # noqa: D102
+    @property
+    def user(self) -> str: ...  # noqa: D102
+    @property
+    def password(self) -> str: ...  # noqa: D102
+
+
+def instance(postgres: PostgresServer, database: str = DAGSTER_DATABASE) -> dict[str, Any]:
+    """Return the Dagster instance of a local stack, as dagster.yaml has it.
+
+    Args:
+        postgres: The server that holds its runs and events.
+        database: Of that server.
+    """
     return {
         "storage": {
             "postgres": {
@@ -569,7 +587,7 @@ def instance(postgres: EmbeddedPostgres) -> dict[str, Any]:
                     "port": postgres.port,
                     "username": postgres.user,
                     "password": postgres.password,
-                    "db_name": DAGSTER_DATABASE,
+                    "db_name": database,
                     # SQLAlchemy 2.1's own choice, psycopg 3, cannot send dagster-postgres' NOTIFY.
                     "scheme": "postgresql+psycopg2",
                 }
@@ -580,17 +598,22 @@ def instance(postgres: EmbeddedPostgres) -> dict[str, Any]:
             "class": "QueuedRunCoordinator",
             "config": {"dequeue_interval_seconds": 1},
         },
-        # As in the root's dagster.yaml, at the size of one machine: the live window always finds a free slot.
+        # As in the root's dagster.yaml: the live window always finds a free slot.
         "concurrency": {
             "runs": {
-                "max_concurrent_runs": 3,
+                "max_concurrent_runs": 4,
                 "tag_concurrency_limits": [
                     {"key": "cryptostream/kind", "value": "reconcile", "limit": 1},
                     {"key": "dagster/backfill", "limit": 1},
                 ],
             }
         },
-        "run_monitoring": {"enabled": True, "max_runtime_seconds": 900},
+        "run_monitoring": {
+            "enabled": True,
+            "start_timeout_seconds": 120,
+            "max_runtime_seconds": 3600,
+            "poll_interval_seconds": 30,
+        },
         "retention": {
             "schedule": {"purge_after_days": {"skipped": 1, "success": 7, "failure": 30}},
             "sensor": {"purge_after_days": {"skipped": 1, "success": 7, "failure": 30}},

@@ -54,7 +54,7 @@ class Policy:
         settle: A window is built once it has been quiet for so long, or ten times as long after its first
             change.
         max_runs: Runs asked for in one tick.
-        max_windows: Windows of one run.
+        max_windows: Windows of one run; of those tried before a quarter as many with every request.
         max_rows: Books of one run, unless a single window has more.
         retry_first: Pause before a second request for the same state; doubles with each.
         retry_most: The longest pause.
@@ -107,8 +107,9 @@ def decide(
 ) -> list[Request]:
     """Decide which runs to ask for, newest windows first.
 
-    Adjacent windows that were never tried go into one ranged run: a run costs seconds to launch, a window
-    less. One that was tried before goes alone, so that a bad one cannot hold up the others.
+    Adjacent windows that were asked for equally often go into one ranged run: a run costs seconds to launch,
+    a window less, and what fails in a window loses none of the others. What kills the whole run would: so
+    runs become shorter with every request, until a window goes alone.
 
     Args:
         candidates: In any order.
@@ -157,8 +158,8 @@ def _group(ready: Sequence[Candidate], policy: Policy) -> list[Request]:
         if (
             group
             and group[-1].window.end == candidate.window.start
-            and group[-1].requests == candidate.requests == 0
-            and len(group) < policy.max_windows
+            and group[-1].requests == candidate.requests
+            and len(group) < policy.max_windows >> (2 * min(candidate.requests, 30))
             and sum(c.rows for c in group) + candidate.rows <= policy.max_rows
         ):
             group.append(candidate)

@@ -57,7 +57,7 @@ def test_a_window_that_still_changes_waits_but_not_for_ever() -> None:
     assert numbers(decide([empty], NOW, [], NOW, POLICY)) == [[0]]
 
 
-def test_what_failed_is_tried_alone_with_growing_pauses() -> None:
+def test_what_failed_is_tried_again_apart_and_with_growing_pauses() -> None:
     failed = candidate(1, requests=1, requested_s_ago=29)
     assert numbers(decide([candidate(0), failed, candidate(2)], NOW, [], NOW, POLICY)) == [[2], [0]]
     failed = candidate(1, requests=1, requested_s_ago=31)
@@ -70,6 +70,31 @@ def test_what_failed_is_tried_alone_with_growing_pauses() -> None:
         late = candidate(1, requests=attempts, requested_s_ago=pause + 1)
         assert decide([early], NOW, [], NOW, POLICY) == []
         assert len(decide([late], NOW, [], NOW, POLICY)) == 1
+
+
+def test_what_was_lost_with_its_run_is_tried_in_ever_shorter_runs_until_a_window_goes_alone() -> None:
+    policy = Policy(POLICY.grace, POLICY.settle, max_runs=100)
+    for attempts, most in ((0, 48), (1, 12), (2, 3), (3, 1), (4, 1), (500, 1)):
+        many = [candidate(n, requests=attempts, requested_s_ago=4000) for n in range(50)]
+        requests = decide(many, NOW, [], NOW, policy)
+        assert max(len(request.candidates) for request in requests) == most
+        assert sum(len(request.candidates) for request in requests) == 50
+
+
+def test_a_storm_of_failures_asks_for_no_more_than_its_pauses_allow() -> None:
+    """Every run fails at once: in a day a window is asked for as often as the pauses say, and no more."""
+    asked = 0
+    state = candidate(0)
+    for step in range(0, 86_400, 2):  # a tick every two seconds
+        now = NOW + timedelta(seconds=step)
+        for request in decide([state], NOW, [], now, POLICY):
+            asked += 1
+            (old,) = request.candidates
+            state = Candidate(
+                old.window, old.rows, old.revision, old.first_change_at, old.last_change_at, asked, now
+            )
+    # 30 s, 1 min, … 32 min until the pauses are an hour: seven or eight, then one an hour.
+    assert 25 <= asked <= 33
 
 
 def test_work_is_bounded_in_runs_windows_and_rows() -> None:
