@@ -18,6 +18,7 @@ from cryptostream_dagster.assets.orderbook_parquet import orderbook_parquet
 from cryptostream_dagster.assets.raw_orderbook import raw_orderbook
 from cryptostream_dagster.assets.verdict import build_verdict
 from cryptostream_dagster.checks import build_checks
+from cryptostream_dagster.housekeeping import build_housekeeping
 from cryptostream_dagster.jobs import build_job
 from cryptostream_dagster.partitions import window_partitions
 from cryptostream_dagster.resources import Platform
@@ -51,11 +52,12 @@ def _compose(settings: PipelineSettings, resources: Mapping[str, Any]) -> Defini
     candles = ohlc_5m_ticker(partitions, parquet)
     fresh = freshness.build_check()
     job = build_job(fresh)
+    housekeeping, every_six_hours = build_housekeeping(settings)
     return Definitions(
         assets=[raw, parquet, candles],
         asset_checks=[*build_checks(partitions), build_verdict(partitions, candles), fresh],
-        jobs=[job],
-        schedules=[build_schedule(job, partitions, settings)],
+        jobs=[job, housekeeping],
+        schedules=[build_schedule(job, partitions, settings), every_six_hours],
         sensors=[
             build_sensor(job, partitions, settings),
             freshness.build_sensor(settings),

@@ -36,6 +36,7 @@ class PipelineSettings(IngestSettings):
         raw_retention_days: Days after which raw data counts as expired and its windows are frozen; None: it
             is kept for ever.
         alert_webhook_url: Where failures are told, as Slack's webhooks take them; None: nowhere.
+        run_retention_days: Days after which a finished run of Dagster's is deleted; what it made stays.
         duckdb_threads: Threads of one DuckDB session.
         duckdb_memory_mb: Memory of one DuckDB session, MiB; it spills to disk beyond.
     """
@@ -53,6 +54,7 @@ class PipelineSettings(IngestSettings):
     settle_s: float = Field(default=5.0, ge=0)
     raw_retention_days: int | None = Field(default=None, ge=1)
     alert_webhook_url: SecretStr | None = None
+    run_retention_days: int = Field(default=14, ge=1)
     duckdb_threads: int = Field(default=2, ge=1)
     duckdb_memory_mb: int = Field(default=1024, ge=128)
 
