@@ -13,11 +13,12 @@ import pytest
 from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
 
 from cryptostream_dagster.run_retention import forget_runs
-from tests.integration.test_dagster_definitions import ASSETS, KEYS, START, WINDOW, World, book
+from tests.dagster_world import KEYS, START, WINDOW, World, book
 from tests.lake_builder import covered_minutes
 from tests.pipeline import pipeline_settings
 from tests.postgres_fixture import TestDatabase
 
+ASSETS = ("raw_orderbook", "orderbook_parquet", "ohlc_5m_ticker")
 KEEP = timedelta(days=14)
 LONG_AGO = timedelta(days=40)
 
