@@ -60,6 +60,7 @@ def ohlc_5m_ticker(partitions: TimeWindowPartitionsDefinition, parquet: AssetsDe
         with explained("Postgres"), platform.connect() as connection:
 
             def write(window: Window) -> Report:
+                from cryptostream_dagster.glance import pictures
                 from cryptostream_dagster.steps import candle_step
 
                 built = candle_step(connection, window, platform.settings)
@@ -76,6 +77,10 @@ def ohlc_5m_ticker(partitions: TimeWindowPartitionsDefinition, parquet: AssetsDe
                     metadata["superseded"] = built.written.superseded
                 if shown := _busiest(built.candles):
                     metadata["busiest_tickers"] = MetadataValue.table(shown)
+                if len(context.partition_keys) == 1:
+                    # A backfill's windows are many, and nobody looks at each: the event log is spared.
+                    drawn = pictures(connection, window, platform.settings)
+                    metadata |= {name: MetadataValue.md(picture) for name, picture in drawn.items()}
                 return Report(built.digest, metadata)
 
             return build_windows(context, partitions, write)

@@ -12,6 +12,7 @@ import pytest
 
 from cryptostream_dagster.definitions import build_defs
 from cryptostream_dagster.jobs import RANGE_END_TAG, RANGE_START_TAG
+from cryptostream_dagster.pictures import MOST_BYTES
 from cryptostream_dagster.questions import QUESTIONS
 from cryptostream_dagster.sensors import windows_of_runs
 from cryptostream_dagster.settings import PipelineSettings
@@ -42,6 +43,9 @@ def test_a_run_materializes_a_window_with_metadata_and_passing_checks(world: Wor
     candles = world.materialization("ohlc_5m_ticker", KEYS[0])
     assert (candles["dagster/row_count"], candles["books"], candles["new"]) == (2, 3, 2)
     assert candles["data_version"] == raw["digest"]
+    for name in ("day", "window"):
+        assert candles[name].startswith("![BTC, the ")
+        assert len(candles[name]) <= MOST_BYTES
     checks = result.get_asset_check_evaluations()
     assert len(checks) == len(QUESTIONS) + 1  # the verdict on the run
     assert all(check.passed for check in checks)
@@ -57,6 +61,8 @@ def test_a_ranged_run_tells_each_window_apart(world: World) -> None:
     assert world.run(KEYS[0], KEYS[2]).success
     assert [world.materialization("ohlc_5m_ticker", key)["books"] for key in KEYS] == [1, 2, 1]
     assert len({world.materialization("raw_orderbook", key)["digest"] for key in KEYS}) == 3
+    # Nobody looks at each window of a backfill: its pictures are spared.
+    assert "day" not in world.materialization("ohlc_5m_ticker", KEYS[0])
     check = dg.AssetCheckKey(dg.AssetKey("ohlc_5m_ticker"), "books_have_candles")
     history = world.instance.event_log_storage.get_asset_check_execution_history(check, limit=20)
     assert {record.partition for record in history if record.status.value == "SUCCEEDED"} >= set(KEYS)
