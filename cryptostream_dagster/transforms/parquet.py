@@ -31,13 +31,9 @@ def read_books(
     from pyarrow import parquet as pq
 
     def read(path: str) -> Any:
-        # A folder's files are read where they are; of others one request brings all of it.
-        source: Any = parquet.locate(path)
-        if not parquet.is_local and (content := parquet.read(path)) is not None:
-            source = pa.BufferReader(content)
         try:
-            with pq.ParquetFile(source, filesystem=parquet.filesystem) as file:
-                found = (file.schema_arrow.metadata or {}).get(b"cryptostream.digest", b"").decode()
+            with parquet.open(path) as source, pq.ParquetFile(source) as file:
+                found = (file.metadata.metadata or {}).get(b"cryptostream.digest", b"").decode()
                 if digest is not None and found != digest:
                     raise UserError(
                         f"{parquet.url}/{path}: was built from another seal ({found[:12]}, not "

@@ -75,6 +75,22 @@ class Storage:
             raise self._failed(path, "read", error) from error
         return content
 
+    def open(self, path: str) -> Any:
+        """Return an object as a file to read anywhere in: of a bucket all of it comes with one request.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+            UserError: If it cannot be read.
+        """
+        import pyarrow as pa  # a slow import
+
+        if self.is_local:
+            return self.filesystem.open_input_file(self.locate(path))
+        content = self.read(path)
+        if content is None:
+            raise FileNotFoundError("it is not there")
+        return pa.BufferReader(content)
+
     def sizes(self, paths: Sequence[str]) -> list[int | None]:
         """Return the objects' sizes in bytes; None for one that is not there.
 

@@ -12,11 +12,13 @@ import pytest
 
 from cryptostream_dagster import steps
 from cryptostream_dagster.resources import Platform
+from cryptostream_dagster.transforms.books import BookBuilder
 from cryptostream_dagster.warehouse import queries
 from cryptostream_dagster.warehouse.connection import connect
 from cryptostream_dagster.warehouse.schema import claim_database, ensure_partitions, migrate, migrations
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
+from ingest_services.lake.lines import decompress, read_line
 from tests.lake_builder import SEOUL, Row, covered_minutes, frame, instant, ms
 from tests.pipeline import Pipeline, open_pipeline, pipeline_settings
 from tests.postgres_fixture import TestDatabase
@@ -341,6 +343,57 @@ def test_parquet_that_was_lost_is_written_again(pipeline: Pipeline, tmp_path: Pa
     assert state(pipeline) == before
 
 
+@pytest.mark.parametrize("damage", ["cut short", "zeroed", "of another seal"])
+def test_damaged_parquet_gives_no_candles_and_is_named(
+    pipeline: Pipeline, tmp_path: Path, damage: str
+) -> None:
+    pipeline.lake.commit([book(0, 100), book(0, 5, "ETH")])
+    pipeline.build(WINDOW)
+    before = state(pipeline)
+    file = next((tmp_path / "parquet").rglob("BTC-*.parquet"))
+    whole = file.read_bytes()
+    if damage == "cut short":
+        file.write_bytes(whole[: len(whole) // 2])
+    elif damage == "zeroed":
+        file.write_bytes(bytes(len(whole)))
+    else:
+        # What a build of a newer version leaves that was cut off between two objects; as long as the old one.
+        digest = pipeline.value("SELECT digest FROM seal").encode()
+        file.write_bytes(whole.replace(digest, digest[::-1]))
+        assert file.read_bytes() != whole
+    with pytest.raises(UserError, match="materialize orderbook_parquet again") as caught:
+        pipeline.candles(WINDOW)
+    # The first is seen before anything is read: by its size.
+    assert damage == "cut short" or f"{pipeline.settings.parquet_url}/ticker=BTC/" in str(caught.value)
+    file.write_bytes(b"")
+    assert pipeline.parquet(WINDOW).written
+    assert file.read_bytes() == whole
+    pipeline.candles(WINDOW)
+    assert state(pipeline) == before
+
+
+def test_lines_in_quarantine_can_be_asked_for_and_are_replaced_with_the_window(pipeline: Pipeline) -> None:
+    unfit = [Row(b'{"cd":"KRW-BTC","tms":%d}' % ms(START), ms(START) * 1000, "BTC"), Row(b"7", 1, "BTC")]
+    unfit[1].received_us = ms(START) * 1000
+    pipeline.lake.commit([book(0, 100), book(0, 100), *unfit])
+    pipeline.build(WINDOW)
+    counts = "SELECT ticker, sealed_rows, rows, duplicates, quarantined FROM parquet_file"
+    assert pipeline.query(counts) == [("BTC", 4, 1, 1, 2)]
+    told = 'SELECT window_start, ticker, partition, "offset", reason FROM quarantined_line ORDER BY "offset"'
+    assert pipeline.query(told) == [
+        (START, "BTC", 0, 2, "unknown stream type"),
+        (START, "BTC", 0, 3, "market missing or of another type"),
+    ]
+    # The bytes are where it says.
+    for path, number, offset in pipeline.query('SELECT path, line, "offset" FROM quarantined_line'):
+        lines = decompress(path, pipeline.lake.store.get(path)).split(b"\n")
+        assert read_line(lines[number - 1]).value == unfit[offset - 2].frame
+    pipeline.lake.commit([Row(b"8", ms(START) * 1000, "ETH")])
+    pipeline.build(WINDOW)
+    assert [row[1:4] for row in pipeline.query(told)] == [("BTC", 0, 2), ("BTC", 0, 3), ("ETH", 0, 4)]
+    assert pipeline.query(f"{counts} WHERE ticker = 'ETH'") == [("ETH", 1, 0, 0, 1)]
+
+
 def test_steps_out_of_order_say_what_is_missing(pipeline: Pipeline) -> None:
     with pytest.raises(UserError, match="materialize raw_orderbook first"):
         pipeline.parquet(WINDOW)
@@ -378,3 +431,32 @@ def test_a_postgres_that_goes_away_in_the_middle_leaves_the_old_state(
     assert pipeline.query(ALL_CANDLES) == before
     pipeline.candles(WINDOW)
     assert pipeline.value("SELECT close_price FROM ohlc_5m_ticker") == 120
+
+
+def test_a_postgres_that_goes_away_while_parquet_is_written_leaves_a_window_that_can_be_built(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.lake.commit([book(0, 100)])
+    pipeline.build(WINDOW)
+    before = state(pipeline)
+    pipeline.lake.commit([book(1, 120)])
+    pipeline.seal(WINDOW)
+    build = BookBuilder.build
+    with connect(pipeline.settings) as doomed:
+
+        def cut_off(builder: BookBuilder, *arguments: Any) -> Any:
+            result = build(builder, *arguments)
+            pipeline.connection.execute("SELECT pg_terminate_backend(%s)", (doomed.info.backend_pid,))
+            return result
+
+        monkeypatch.setattr(BookBuilder, "build", cut_off)
+        with pytest.raises(psycopg.OperationalError):
+            Pipeline(pipeline.settings, pipeline.lake, doomed).parquet(WINDOW)
+        monkeypatch.undo()
+    # The tables are as they were, the Parquet is not: nobody makes candles of the one with the other.
+    assert state(pipeline)[3] == before[3]
+    with pytest.raises(UserError, match="materialize orderbook_parquet again"):
+        pipeline.candles(WINDOW)
+    assert pipeline.parquet(WINDOW).version == 2
+    pipeline.candles(WINDOW)
+    assert pipeline.query("SELECT close_price, book_count FROM ohlc_5m_ticker") == [(120, 2)]
