@@ -23,7 +23,7 @@ help:
 	@echo "             (needs Java and Maven; KILL_PROOF_RECORDS=, KILL_PROOF_SEED=: how many and which)"
 	@echo "make check   format, lint, types, import rules"
 	@echo "make bench   measure speed against named alternatives"
-	@echo "make lock    write requirements.lock from pyproject.toml (needs uv)"
+	@echo "make lock    write requirements.lock and the images' locks from pyproject.toml (needs uv)"
 
 dev: install
 	@exec $(BIN)/cryptostream dev $(if $(filter-out 0,$(LIVE)),--live)
@@ -62,10 +62,13 @@ check: install
 bench: install
 	@set -e; for script in bench/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
 
-# The dev extra brings setuptools, so that the package itself is built from locked tools, too.
+# The dev extra brings setuptools, so that the package itself is built from locked tools, too. The images' locks
+# hold the same versions, and no more than each needs.
+lock: COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --no-strip-extras --no-emit-index-url --no-header
 lock:
-	$(UV) pip compile pyproject.toml --quiet --extra dagster --extra local --extra dev --universal --generate-hashes \
-		--no-strip-extras --no-emit-index-url --no-header -o requirements.lock
+	$(COMPILE) pyproject.toml --extra dagster --extra local --extra dev -o requirements.lock
+	echo setuptools | $(COMPILE) pyproject.toml - -c requirements.lock -o docker/ingest.lock
+	echo setuptools | $(COMPILE) pyproject.toml - --extra dagster -c requirements.lock -o docker/dagster.lock
 
 install: $(STAMP)
 

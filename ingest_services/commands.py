@@ -10,7 +10,8 @@ import typer
 Sections = Annotated[list[str] | None, typer.Argument(help="Sections to run, as the .conf file names them.")]
 Everything = Annotated[bool, typer.Option("--all", help="Run every section of the file.")]
 MetricsPort = Annotated[
-    int | None, typer.Option(min=1, max=65535, help="Serve /metrics and /health on this loopback port.")
+    int | None,
+    typer.Option(min=1, max=65535, help="Serve /metrics and /health on this port (of METRICS_HOST)."),
 ]
 
 
@@ -19,6 +20,7 @@ def register(app: typer.Typer) -> None:
     from ingest_services.simulator.commands import simulate
     from ingest_services.tools import commands as tools
 
+    app.command()(buckets)
     app.command()(topic)
     app.command()(produce)
     app.command()(consume)
@@ -35,6 +37,18 @@ def _leave(status: int) -> NoReturn:
     and was seen to hang after everything was done and said.
     """
     os._exit(status)
+
+
+def buckets(
+    urls: Annotated[
+        list[str], typer.Argument(help="gs://bucket/prefix, as RAW_URL and PARQUET_URL have it.")
+    ],
+) -> None:
+    """Create the buckets that some URLs name, unless they are there."""
+    from ingest_services.lake.gcs import create_bucket
+
+    for url in urls:
+        typer.echo(f"{url}: {'created its bucket' if create_bucket(url) else 'its bucket is there'}")
 
 
 def topic() -> None:

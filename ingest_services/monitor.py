@@ -1,4 +1,4 @@
-"""What a process of the ingest half serves about itself on one loopback port: `/metrics` and `/health`.
+"""What a process of the ingest half serves about itself on one port: `/metrics` and `/health`.
 
 Belongs here: the server, the question from the command line, and what any process tells. Does not belong
 here: what a producer or a consumer measures (`producer/metrics.py`, `consumer/metrics.py`).
@@ -114,8 +114,8 @@ class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
 
-    def __init__(self, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
-        super().__init__((LOOPBACK, port), handler)
+    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__((host, port), handler)
 
     def handle_error(self, *_: Any) -> None:
         """Say it in one line: who asked went away, or the answer could not be made."""
@@ -138,19 +138,22 @@ class Monitor:
         self._server.server_close()
 
 
-def serve(registry: CollectorRegistry, health: Callable[[], Health], port: int) -> Monitor:
-    """Serve `/metrics` and `/health` on the loopback interface.
+def serve(
+    registry: CollectorRegistry, health: Callable[[], Health], port: int, host: str = LOOPBACK
+) -> Monitor:
+    """Serve `/metrics` and `/health`.
 
     Args:
         registry: What `/metrics` tells.
         health: Asked for every `/health`; it may raise, which counts as failed.
         port: The port; 0 for any that is free.
+        host: The address; METRICS_HOST.
 
     Returns:
         The running server; the caller closes it.
 
     Raises:
-        UserError: If the port is taken.
+        UserError: If the port is taken, or the address is none of this machine.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -180,10 +183,10 @@ def serve(registry: CollectorRegistry, health: Callable[[], Health], port: int) 
             self.wfile.write(body)
 
     try:
-        return Monitor(_Server(port, Handler))
+        return Monitor(_Server(host, port, Handler))
     except OSError as error:
         raise UserError(
-            f"--metrics-port {port}: cannot listen on {LOOPBACK} ({error.strerror or error}); "
+            f"--metrics-port {port}: cannot listen on METRICS_HOST={host} ({error.strerror or error}); "
             "is another process using it?"
         ) from error
 

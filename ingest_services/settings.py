@@ -37,6 +37,7 @@ class IngestSettings(BaseSettings):
         compression: Of raw objects.
         lateness_s: Seconds after a minute's end at which the minute is cut.
         memory_budget_mb: Buffered records per consumer process, MiB.
+        metrics_host: Address on which `/metrics` and `/health` are served; loopback, or a container's own.
         spool_dir: Where a producer keeps frames while Kafka cannot take them.
         spool_max_mb: Bound on that, per section and process, MiB.
         producer_conf: The file that says which producer subscribes to which tickers.
@@ -55,6 +56,7 @@ class IngestSettings(BaseSettings):
     compression: Literal["zstd", "none"] = "zstd"
     lateness_s: float = Field(default=5.0, ge=0, le=60)
     memory_budget_mb: int = Field(default=128, ge=16)
+    metrics_host: str = "127.0.0.1"
     spool_dir: Path = Path(".cryptostream/spool")
     spool_max_mb: int = Field(default=4096, ge=1)
     producer_conf: Path = PACKAGED_CONF / "producer.conf"

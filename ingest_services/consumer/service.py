@@ -64,7 +64,9 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
     )
     watch = Watch(store, [section.topic for section in sections], sink.clock)
     health = metrics.ConsumerHealth(time.monotonic(), lambda: (*_store_alarms(sink), *watch.reasons))
-    server = None if metrics_port is None else serve(metrics.REGISTRY, health, metrics_port)
+    server = (
+        None if metrics_port is None else serve(metrics.REGISTRY, health, metrics_port, settings.metrics_host)
+    )
     # A daemon: a store that hangs must not keep the process.
     threading.Thread(target=watch.run, args=(stopping,), name="watch", daemon=True).start()
 

@@ -170,6 +170,39 @@ class GcsStore:
             raise OSError(f"{self.url}/{path}: {_line(error)}") from error
 
 
+def create_bucket(url: str) -> bool:
+    """Create the bucket that a URL names, unless it is there: private, and with uniform access.
+
+    Args:
+        url: `gs://bucket` or `gs://bucket/prefix`.
+
+    Returns:
+        Whether it was created.
+
+    Raises:
+        UserError: If the URL is none, the name belongs to somebody else, or the service refuses.
+    """
+    name, _ = _split(url)
+    client, _ = _connect(url)
+    bucket = client.bucket(name)
+    bucket.iam_configuration.uniform_bucket_level_access_enabled = True
+    bucket.iam_configuration.public_access_prevention = "enforced"
+    try:
+        client.create_bucket(bucket, timeout=TIMEOUT_S)
+    except answers.Conflict as error:
+        try:
+            next(iter(client.list_blobs(bucket, max_results=1, timeout=TIMEOUT_S)), None)
+        except _FAILURES:
+            raise UserError(
+                f"{url}: the name {name} is taken, by somebody whose bucket this account may not look into "
+                f"({_line(error)}); bucket names are shared by all of Google's customers: name another"
+            ) from error
+        return False
+    except _FAILURES as error:
+        raise UserError(f"{url}: the bucket {name} cannot be created: {_line(error)}") from error
+    return True
+
+
 def open_gcs(url: str) -> GcsStore:
     """Open the store at `gs://bucket/prefix`, and see that its objects can be listed.
 
@@ -178,25 +211,7 @@ def open_gcs(url: str) -> GcsStore:
             cannot be reached.
     """
     bucket, prefix = _split(url)
-    # The library would look at the bucket itself in the background, at every answer "not found" again.
-    os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
-    try:
-        if os.environ.get("STORAGE_EMULATOR_HOST"):
-            credentials: Credentials = AnonymousCredentials()  # type: ignore[no-untyped-call]
-        else:
-            credentials, _ = google.auth.default(scopes=[SCOPE])
-        session = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
-        for scheme in ("https://", "http://"):
-            session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS))
-        # No request of ours needs a project.
-        client = storage.Client(project=None, credentials=credentials, _http=session)
-    except DefaultCredentialsError as error:
-        raise UserError(
-            f"RAW_URL={url}: no Google credentials were found ({_line(error)}); attach a service account "
-            "to the machine, or run: gcloud auth application-default login"
-        ) from error
-    except (GoogleAuthError, ValueError) as error:
-        raise UserError(f"RAW_URL={url}: Google's credentials cannot be used: {_line(error)}") from error
+    client, session = _connect(url)
     store = GcsStore(client, session, bucket, prefix)
     try:
         next(store.list("lake.json"), None)
@@ -215,6 +230,29 @@ def open_gcs(url: str) -> GcsStore:
             problem = f"the store cannot be reached: {_line(cause or error)}"
         raise UserError(f"RAW_URL={url}: {problem}") from error
     return store
+
+
+def _connect(url: str) -> tuple[storage.Client, AuthorizedSession]:
+    # The library would look at the bucket itself in the background, at every answer "not found" again.
+    os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
+    try:
+        if os.environ.get("STORAGE_EMULATOR_HOST"):
+            credentials: Credentials = AnonymousCredentials()  # type: ignore[no-untyped-call]
+            project: str | None = "local"
+        else:
+            credentials, project = google.auth.default(scopes=[SCOPE])
+        session = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS))
+        # Only the creation of a bucket needs a project.
+        return storage.Client(project=project, credentials=credentials, _http=session), session
+    except DefaultCredentialsError as error:
+        raise UserError(
+            f"RAW_URL={url}: no Google credentials were found ({_line(error)}); attach a service account "
+            "to the machine, or run: gcloud auth application-default login"
+        ) from error
+    except (GoogleAuthError, ValueError) as error:
+        raise UserError(f"RAW_URL={url}: Google's credentials cannot be used: {_line(error)}") from error
 
 
 def _split(url: str) -> tuple[str, str]:

@@ -150,7 +150,9 @@ class ProducerService:
                     running.live.wait_ready(max(0.0, deadline_s - time.monotonic()))
             if metrics_port is not None:
                 registry = make_registry(StatsCollector(self.stats, rest))
-                self._monitor = serve(registry, ProducerHealth(self._running), metrics_port)
+                self._monitor = serve(
+                    registry, ProducerHealth(self._running), metrics_port, settings.metrics_host
+                )
         except BaseException:
             self._abandon()
             raise

@@ -99,7 +99,9 @@ def test_somebody_who_asks_nothing_or_nonsense_holds_nobody_up() -> None:
 def test_a_closed_server_frees_its_port_and_a_taken_one_is_one_line() -> None:
     with serving(lambda: OK) as server:
         port = server.port
-        with pytest.raises(UserError, match=f"--metrics-port {port}: cannot listen on 127.0.0.1"):
+        with pytest.raises(
+            UserError, match=f"--metrics-port {port}: cannot listen on METRICS_HOST=127.0.0.1"
+        ):
             monitor.serve(monitor.make_registry(), lambda: OK, port)
     monitor.serve(monitor.make_registry(), lambda: OK, port).close()
 
