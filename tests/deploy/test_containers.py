@@ -1,0 +1,160 @@
+"""The services of compose.yaml, run without Docker: what containers would start, in their order.
+
+Kafka, Postgres and the object store are the tests' own servers; everything of ours is started from what the
+file says. So neither a command, a setting, a health check nor a condition of the file can rot unseen.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from cryptostream_dagster.local.ports import LOOPBACK, answers, free_port
+from cryptostream_dagster.local.status import fetch_json
+from tests.broker import running_broker
+from tests.deploy.compose import DOCKER, Containers, image, resolve, running
+from tests.fake_gcs import FakeGcs
+from tests.postgres_fixture import TestDatabase
+
+PRODUCER_CONF = """
+[upbit_producer1]
+topic_name=orderbook
+partition_number=0
+tickers=BTC,ETH
+
+[upbit_producer2]
+topic_name=orderbook
+partition_number=1
+tickers=USDT-XRP
+"""
+CONSUMER_CONF = """
+[gcs_consumer1]
+topic_name=orderbook
+partition_number=0
+group_name=gcs_consumer
+
+[gcs_consumer2]
+topic_name=orderbook
+partition_number=1
+group_name=gcs_consumer
+"""
+OUTSIDE = frozenset({"kafka", "kafka-ui", "postgres", "gcs"})
+HISTORY_MINUTES = 12
+
+
+@pytest.fixture
+def exchange() -> Iterator[int]:
+    """A simulated exchange with some minutes of history; its port."""
+    port = free_port()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "ingest_services", "simulate", "--port", str(port), "--rate", "1"),
+            *("--tickers", "BTC,ETH,USDT-XRP", "--history-minutes", str(HISTORY_MINUTES)),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not answers(port):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture
+def dagster_database(database: TestDatabase) -> Iterator[str]:
+    name = f"dagster_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type]
+    yield name
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def containers(
+    tmp_path: Path, exchange: int, gcs: FakeGcs, database: TestDatabase, dagster_database: str
+) -> Iterator[Containers]:
+    raw, parquet = (f"{kind}-{uuid.uuid4().hex[:8]}" for kind in ("raw", "parquet"))
+    for name, text in (("producer.conf", PRODUCER_CONF), ("consumer.conf", CONSUMER_CONF)):
+        (tmp_path / name).write_text(text)
+    env_file = tmp_path / "env"
+    start = time.strftime("%Y-%m-%dT%H:00+0900", time.gmtime(time.time() + 9 * 3600 - 3600))
+    env_file.write_text(
+        f"COMPOSE_PROFILES=fake-gcs\nSTORAGE_EMULATOR_HOST=http://gcs:4443\nSOURCE=simulator\n"
+        f"RAW_URL=gs://{raw}/orderbook\nPARQUET_URL=gs://{parquet}/orderbook\nPARTITIONS_START={start}\n"
+        f"UPBIT_WS_URL=ws://127.0.0.1:{exchange}/websocket/v1\nUPBIT_REST_URL=http://127.0.0.1:{exchange}\n"
+        f"POSTGRES_USER={database.user}\nPOSTGRES_DB={database.name}\nDAGSTER_POSTGRES_DB={dagster_database}\n"
+        f"PRODUCER_CONF={tmp_path / 'producer.conf'}\nCONSUMER_CONF={tmp_path / 'consumer.conf'}\n"
+    )
+    (tmp_path / "secret").write_text(database.password or "none")
+    for folder in ("spool", "logs", "scratch", "dagster"):
+        (tmp_path / "var" / folder).mkdir(parents=True)
+    words = {old: str(free_port()) for old in ("9101", "9102", "4000", "3000")} | {
+        "entrypoint.sh": str(DOCKER / "entrypoint.sh")
+    }
+    with running_broker() as broker:
+        replace = {
+            "kafka:9092": broker.bootstrap,
+            "http://gcs:4443": gcs.url,
+            "/etc/cryptostream/producer.conf": str(tmp_path / "producer.conf"),
+            "/etc/cryptostream/consumer.conf": str(tmp_path / "consumer.conf"),
+            "/run/secrets/postgres_password": str(tmp_path / "secret"),
+            "/var/lib/cryptostream": str(tmp_path / "var"),
+            "0.0.0.0": LOOPBACK,
+            "127.0.0.1:3000": f"{LOOPBACK}:{words['3000']}",
+        }
+        services = resolve("compose.yaml", env_file)["services"]
+        for name in ("POSTGRES_HOST", "DAGSTER_CODE_HOST"):
+            for given in services.values():
+                if name in (given.get("environment") or {}):
+                    given["environment"][name] = LOOPBACK
+        for name in ("dagster.yaml", "workspace.yaml"):
+            text = (
+                (DOCKER / name).read_text().replace("5432", str(database.port)).replace("4000", words["4000"])
+            )
+            (tmp_path / "var" / "dagster" / name).write_text(
+                text.replace("/var/lib/cryptostream", str(tmp_path / "var"))
+            )
+        extra = {"POSTGRES_PORT": str(database.port), "SENSOR_INTERVAL_S": "2", "SETTLE_S": "2"}
+        ours = Containers(services, replace, OUTSIDE, tmp_path, words, extra)
+        with running(ours):
+            yield ours
+
+
+@pytest.mark.timeout(300)
+def test_what_the_containers_start_makes_candles_and_stops_in_order(
+    containers: Containers, database: TestDatabase
+) -> None:
+    containers.up()
+    url = f"http://{LOOPBACK}:{containers.words['3000']}"
+    assert fetch_json(f"{url}/server_info") is not None
+    deadline = time.monotonic() + 120
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        while not (
+            found := connection.execute("SELECT DISTINCT ticker FROM ohlc_5m_ticker ORDER BY 1").fetchall()
+        ):
+            assert time.monotonic() < deadline, containers.said("dagster-daemon", "dagster-code", "consumer")
+            time.sleep(0.5)
+    assert [row[0] for row in found] == ["BTC", "ETH", "USDT-XRP"]
+    # The root file system of a container is read-only: whatever is written is on a volume, or in memory.
+    inside = Path(image("dagster")["env"]["DAGSTER_HOME"])
+    mounts = {mount.partition(":")[0] for mount in containers.services["dagster-code"]["tmpfs"]}
+    home = containers.folder / "var" / "dagster"
+    written = {str(inside / path.name) for path in home.iterdir()} - mounts
+    assert written == {str(inside / name) for name in ("dagster.yaml", "workspace.yaml")}
+    assert list((containers.folder / "var" / "logs").rglob("*.err"))
+    statuses = containers.down()
+    assert {name: statuses[name] for name in ("producer", "consumer")} == {"producer": 0, "consumer": 0}
