@@ -1,6 +1,6 @@
 # Every target sets up what it needs: a virtual environment with exactly the locked dependencies.
 .DEFAULT_GOAL := help
-.PHONY: help install check test chaos prove fuzz dev demo bench soak lock
+.PHONY: help install check test chaos prove fuzz dev demo bench soak images lock
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,6 +21,7 @@ help:
 	@echo "make fuzz    read a million damaged frames (FUZZ_INPUTS=, FUZZ_SEED=: how many and which)"
 	@echo "make soak    a million records through three Kafka brokers while the consumers are killed and frozen"
 	@echo "             (needs Java and Maven; KILL_PROOF_RECORDS=, KILL_PROOF_SEED=: how many and which)"
+	@echo "make images  carry out the Dockerfile's build steps in clean environments"
 	@echo "make check   format, lint, types, import rules"
 	@echo "make bench   measure speed against named alternatives"
 	@echo "make lock    write requirements.lock and the images' locks from pyproject.toml (needs uv)"
@@ -31,9 +32,9 @@ dev: install
 demo: install
 	@exec $(BIN)/cryptostream demo $(if $(LIVE_WINDOWS),--live-windows $(LIVE_WINDOWS))
 
-# The longest proofs have targets of their own: chaos, soak.
+# The longest proofs have targets of their own: chaos, soak, images.
 test: install
-	$(BIN)/python -m pytest -m "not chaos and not soak" $(ARGS)
+	$(BIN)/python -m pytest -m "not chaos and not soak and not images" $(ARGS)
 
 chaos: install
 	$(BIN)/python -m pytest -m chaos
@@ -52,6 +53,9 @@ soak: export KILL_PROOF_BROKER ?= kafka
 soak: install
 	$(BIN)/python -m pytest tests/integration/test_real_kafka.py tests/integration/test_kill_proof.py \
 		-o log_cli=true -o log_cli_level=INFO
+
+images: install
+	$(BIN)/python -m pytest -m images
 
 check: install
 	$(BIN)/ruff format --check .

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 from cryptostream_dagster.local.ports import LOOPBACK, answers, free_port
 from cryptostream_dagster.local.status import fetch_json
 from tests.broker import running_broker
+from tests.deploy import dashboards
 from tests.deploy.compose import DOCKER, Containers, image, resolve, running
 from tests.fake_gcs import FakeGcs
 from tests.postgres_fixture import TestDatabase
@@ -141,6 +143,13 @@ def test_what_the_containers_start_makes_candles_and_stops_in_order(
     containers.up()
     url = f"http://{LOOPBACK}:{containers.words['3000']}"
     assert fetch_json(f"{url}/server_info") is not None
+    exported: set[str] = set()
+    for port in ("9101", "9102"):
+        metrics = f"http://{LOOPBACK}:{containers.words[port]}/metrics"
+        with urllib.request.urlopen(metrics, timeout=10) as answer:
+            exported |= dashboards.metric_names(answer.read().decode())
+    for query in dashboards.of_prometheus():
+        assert exported.issuperset(dashboards.METRIC.findall(query.text)), query
     deadline = time.monotonic() + 120
     with psycopg.connect(database.dsn, autocommit=True) as connection:
         while not (
