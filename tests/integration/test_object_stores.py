@@ -27,7 +27,7 @@ from ingest_services.lake import chain as chains
 from ingest_services.lake import gcs as gcs_module
 from ingest_services.lake import layout
 from ingest_services.lake.chain import Chain, Commit, Fenced, Progress
-from ingest_services.lake.gcs import GcsStore
+from ingest_services.lake.gcs import GcsStore, create_bucket
 from ingest_services.lake.store import (
     DeletableStore,
     FolderStore,
@@ -465,3 +465,13 @@ def test_who_has_a_folder_does_not_load_googles_library() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_bucket_is_created_once_and_then_there(gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.url)
+    name = f"new-{uuid.uuid4().hex[:8]}"
+    assert create_bucket(f"gs://{name}/orderbook")
+    assert not create_bucket(f"gs://{name}/another")
+    open_store(f"gs://{name}/orderbook").create("lake.json", b"{}")
+    with pytest.raises(UserError, match="must be gs://bucket or gs://bucket/prefix"):
+        create_bucket("s3://elsewhere")

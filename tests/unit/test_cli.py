@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ingest_services import cli
 
-INGEST = {"topic", "produce", "consume", "health", "simulate", "audit", "gc", "replay", "retire"}
+INGEST = {"buckets", "topic", "produce", "consume", "health", "simulate", "audit", "gc", "replay", "retire"}
 DAGSTER = {"dev", "demo", "migrate", "chart"}
 
 
