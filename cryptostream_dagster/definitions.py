@@ -1,4 +1,4 @@
-"""The code location: assets, checks, job, schedule, sensor and the resource, composed in one place.
+"""The code location: assets, checks, jobs, schedules, sensor and the resource, composed in one place.
 
 `build_defs` is what tests and tools compose; `defs` is what `dagster dev` loads, with the settings of the
 environment. Loading needs no service and no setting; what a run will miss is said at once.
@@ -14,13 +14,15 @@ from dagster import BetaWarning, Definitions, PreviewWarning, get_dagster_logger
 
 from cryptostream_dagster import alerts, freshness
 from cryptostream_dagster.assets.ohlc_5m_ticker import ohlc_5m_ticker
+from cryptostream_dagster.assets.orderbook_daily import orderbook_daily
 from cryptostream_dagster.assets.orderbook_parquet import orderbook_parquet
 from cryptostream_dagster.assets.raw_orderbook import raw_orderbook
 from cryptostream_dagster.assets.verdict import build_verdict
 from cryptostream_dagster.checks import build_checks
+from cryptostream_dagster.daily_schedule import build_daily_schedule
 from cryptostream_dagster.housekeeping import build_housekeeping
-from cryptostream_dagster.jobs import build_job
-from cryptostream_dagster.partitions import window_partitions
+from cryptostream_dagster.jobs import build_daily_job, build_job
+from cryptostream_dagster.partitions import day_partitions, window_partitions
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.schedules import build_schedule
 from cryptostream_dagster.sensors import build_sensor
@@ -50,14 +52,19 @@ def _compose(settings: PipelineSettings, resources: Mapping[str, Any]) -> Defini
     raw = raw_orderbook(partitions)
     parquet = orderbook_parquet(partitions, settings, raw)
     candles = ohlc_5m_ticker(partitions, parquet)
+    days = day_partitions(settings)
     fresh = freshness.build_check()
-    job = build_job(fresh)
+    job, daily_job = build_job(fresh), build_daily_job()
     housekeeping, every_six_hours = build_housekeeping(settings)
     return Definitions(
-        assets=[raw, parquet, candles],
+        assets=[raw, parquet, candles, orderbook_daily(days, settings, parquet)],
         asset_checks=[*build_checks(partitions), build_verdict(partitions, candles), fresh],
-        jobs=[job, housekeeping],
-        schedules=[build_schedule(job, partitions, settings), every_six_hours],
+        jobs=[job, daily_job, housekeeping],
+        schedules=[
+            build_schedule(job, partitions, settings),
+            build_daily_schedule(daily_job, days, settings),
+            every_six_hours,
+        ],
         sensors=[
             build_sensor(job, partitions, settings),
             freshness.build_sensor(settings),

@@ -210,6 +210,7 @@ class Stack:
             **exchange_settings(None if options.live else self.ports["simulator"]),
             "RAW_URL": state.raw.as_uri(),
             "PARQUET_URL": state.parquet.as_uri(),
+            "DAILY_URL": state.daily.as_uri(),
             "SPOOL_DIR": str(state.spool),
             "PRODUCER_CONF": str(state.producer_conf),
             "CONSUMER_CONF": str(state.consumer_conf),
@@ -604,6 +605,7 @@ def instance(postgres: PostgresServer, database: str = DAGSTER_DATABASE) -> dict
                 "max_concurrent_runs": 4,
                 "tag_concurrency_limits": [
                     {"key": "cryptostream/kind", "value": "reconcile", "limit": 1},
+                    {"key": "cryptostream/kind", "value": "daily", "limit": 1},
                     {"key": "dagster/backfill", "limit": 1},
                 ],
             }

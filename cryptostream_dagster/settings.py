@@ -6,10 +6,12 @@ here is required to *load* the definitions; `missing` says what a run needs and 
 
 from __future__ import annotations
 
+import posixpath
 from datetime import datetime, timedelta
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from ingest_services.settings import IngestSettings
 
@@ -21,6 +23,8 @@ class PipelineSettings(IngestSettings):
 
     Attributes:
         parquet_url: Where Parquet goes: `file:///folder`; another scheme is only another setting.
+        daily_url: Where closed days go, one file per ticker; None: beside `parquet_url`. Neither may be
+            inside the other: whoever reads all of one root sees no row twice.
         postgres_host: Host of the warehouse; a run fails without it.
         postgres_port: Its port.
         postgres_user: Its user.
@@ -42,6 +46,7 @@ class PipelineSettings(IngestSettings):
     """
 
     parquet_url: str = "file://" + str(Path(".cryptostream/parquet").absolute())
+    daily_url: str | None = None
     postgres_host: str | None = None
     postgres_port: int = Field(default=5432, ge=1, le=65535)
     postgres_user: str | None = None
@@ -57,6 +62,16 @@ class PipelineSettings(IngestSettings):
     run_retention_days: int = Field(default=14, ge=1)
     duckdb_threads: int = Field(default=2, ge=1)
     duckdb_memory_mb: int = Field(default=1024, ge=128)
+
+    @field_validator("daily_url")
+    @classmethod
+    def _root_of_its_own(cls, value: str | None, info: ValidationInfo) -> str | None:
+        parquet_url = info.data.get("parquet_url")
+        if value and parquet_url and _one_holds_the_other(value, parquet_url):
+            raise ValueError(
+                f"must be a root of its own, neither inside PARQUET_URL={parquet_url} nor around it"
+            )
+        return value or None
 
     @field_validator("partitions_start")
     @classmethod
@@ -77,6 +92,14 @@ class PipelineSettings(IngestSettings):
         if not value.get_secret_value().startswith(("https://", "http://")):
             raise ValueError("must begin with https:// or http://")
         return value
+
+    @property
+    def daily_root(self) -> str | None:
+        """DAILY_URL, or its default beside PARQUET_URL; None where nothing is beside it, a whole bucket."""
+        if self.daily_url:
+            return self.daily_url
+        parts = urlsplit(self.parquet_url)
+        return f"{self.parquet_url.rstrip('/')}-daily" if parts.path.strip("/") else None
 
     @property
     def first_window(self) -> datetime:
@@ -103,3 +126,13 @@ class PipelineSettings(IngestSettings):
             "Set POSTGRES_HOST, POSTGRES_PORT, POSTGRES_USER, POSTGRES_PASSWORD and POSTGRES_DB in the "
             "environment or in .env, or run `make dev`, which brings its own"
         )
+
+
+def _one_holds_the_other(one: str, other: str) -> bool:
+    """Whether two URLs are the same folder, or one of them is inside the other."""
+    roots = []
+    for url in (one, other):
+        parts = urlsplit(url)
+        folder = posixpath.normpath("/" + unquote(parts.path)).lstrip("/")
+        roots.append(f"{parts.scheme}://{parts.netloc}/{folder}".rstrip("/") + "/")
+    return roots[0].startswith(roots[1]) or roots[1].startswith(roots[0])

@@ -110,5 +110,8 @@ def local_stack(_stack: LocalStack) -> LocalStack:
 
 def clean_environment() -> dict[str, str]:
     """The environment without settings that would reach a stack's clients."""
-    ours = ("POSTGRES_", "KAFKA_", "UPBIT_", "RAW_URL", "PARQUET_URL", "SOURCE", "PRODUCER_", "CONSUMER_")
+    ours = (
+        *("POSTGRES_", "KAFKA_", "UPBIT_", "RAW_URL", "PARQUET_URL", "DAILY_URL", "SOURCE", "PRODUCER_"),
+        "CONSUMER_",
+    )
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}

@@ -76,6 +76,7 @@ class StateFolder:
         self.root = root.absolute()
         self.raw = self.root / "raw"
         self.parquet = self.root / "parquet"
+        self.daily = self.root / "daily"
         self.postgres = self.root / "postgres"
         self.dagster = self.root / "dagster"
         self.spool = self.root / "spool"

@@ -104,9 +104,15 @@ class _Batch:
 
 
 def parquet_path(ticker: str, window: Window, zone: ZoneInfo) -> str:
-    """Return where a ticker's books of a window are, relative to PARQUET_URL; the path is in market time."""
+    """Return where a ticker's books of a window are, relative to PARQUET_URL; the path is in market time.
+
+    Of an hour that a change of clocks repeats, the second pass says its offset: no two windows share a path.
+    """
     start = window.local(zone)
-    return f"ticker={ticker}/{start:year=%Y/month=%m/day=%d/hour=%H}/{ticker}-{start:%Y%m%d%H%M}.parquet"
+    again = f"{start:%z}" if start.fold else ""
+    return (
+        f"ticker={ticker}/{start:year=%Y/month=%m/day=%d/hour=%H}/{ticker}-{start:%Y%m%d%H%M}{again}.parquet"
+    )
 
 
 class BookBuilder:

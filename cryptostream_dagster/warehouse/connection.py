@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 import psycopg
 
+from cryptostream_dagster.day import Day
 from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
@@ -20,11 +23,12 @@ STUCK_S = 600
 
 
 class Lock(IntEnum):
-    """First half of an advisory lock's key; the second is the window's number, or 0."""
+    """First half of an advisory lock's key; the second is the window's number, the day's, or 0."""
 
     SCHEMA = 0x43530000
     WINDOW = 0x43530001
     BOUNDARY = 0x43530002
+    DAY = 0x43530035
 
 
 def connect(settings: PipelineSettings) -> psycopg.Connection:
@@ -71,3 +75,23 @@ def lock_boundaries(connection: psycopg.Connection, window: Window) -> None:
     """
     for number in (window.number, window.number + 1):
         connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (Lock.BOUNDARY, number))
+
+
+@contextmanager
+def held_day(connection: psycopg.Connection, day: Day) -> Iterator[None]:
+    """Be the only one that writes a day's files.
+
+    Held by the session, not by a transaction: a day takes minutes, and the server ends a transaction that
+    waits for so long. It ends with the connection, too.
+
+    Raises:
+        UserError: If somebody else is at it.
+    """
+    row = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (Lock.DAY, day.number)).fetchone()
+    if row is None or not row[0]:
+        raise UserError(f"{day}: another run is writing this day; it needs no second one")
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("SELECT pg_advisory_unlock(%s, %s)", (Lock.DAY, day.number))

@@ -110,7 +110,7 @@ def test_definitions_load_with_no_settings_at_all_and_quickly_enough() -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["[]", "3"]
+    assert done.stdout.split() == ["[]", "4"]
     assert "POSTGRES_HOST, POSTGRES_USER, POSTGRES_DB not set" in done.stderr
     assert "Warning" not in done.stderr
 

@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from cryptostream_dagster import local_stack
-from cryptostream_dagster.jobs import KIND_TAG, RECONCILE
+from cryptostream_dagster.jobs import DAILY, KIND_TAG, RECONCILE
 from cryptostream_dagster.local.postgres import EmbeddedPostgres
 from cryptostream_dagster.local.state import StateFolder
 from cryptostream_dagster.local.view import PlainView
@@ -136,6 +136,7 @@ def test_the_live_window_finds_a_free_slot_in_every_instance(tmp_path: Path) -> 
         limits = runs["tag_concurrency_limits"]
         assert [(limit["key"], limit.get("value")) for limit in limits] == [
             (KIND_TAG, RECONCILE),
+            (KIND_TAG, DAILY),
             ("dagster/backfill", None),
         ]
         assert sum(limit["limit"] for limit in limits) < runs["max_concurrent_runs"]

@@ -69,3 +69,39 @@ def test_missing_settings_are_named_in_one_sentence() -> None:
 
 def test_a_password_is_not_shown() -> None:
     assert "hunter2" not in repr(settings_of(postgres_password="hunter2"))
+
+
+@pytest.mark.parametrize(
+    ("parquet", "daily"),
+    [
+        ("file:///lake/parquet", "file:///lake/parquet"),
+        ("file:///lake/parquet", "file:///lake/parquet/daily/"),
+        ("file:///lake/parquet/", "file:///lake/other/../parquet/daily"),
+        ("file:///lake/parquet", "file:///lake"),
+        ("gs://bucket/orderbook", "gs://bucket"),
+        ("gs://bucket", "gs://bucket/daily"),
+    ],
+)
+def test_daily_files_have_a_root_of_their_own(
+    parquet: str, daily: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARQUET_URL", parquet)
+    monkeypatch.setenv("DAILY_URL", daily)
+    with pytest.raises(UserError, match=r"setting DAILY_URL=.* neither inside PARQUET_URL="):
+        load_settings(PipelineSettings)
+
+
+@pytest.mark.parametrize(
+    ("values", "root"),
+    [
+        ({"parquet_url": "file:///lake/parquet"}, "file:///lake/parquet-daily"),
+        ({"parquet_url": "gs://bucket/orderbook/", "daily_url": ""}, "gs://bucket/orderbook-daily"),
+        ({"parquet_url": "gs://bucket"}, None),
+        ({"parquet_url": "gs://bucket", "daily_url": "gs://bucket-daily"}, "gs://bucket-daily"),
+        ({"parquet_url": "file:///lake/day", "daily_url": "file:///lake/daily"}, "file:///lake/daily"),
+    ],
+)
+def test_daily_files_are_beside_parquet_unless_somebody_says_where(
+    values: dict[str, str], root: str | None
+) -> None:
+    assert settings_of(**values).daily_root == root
