@@ -12,7 +12,7 @@ from typing import Any
 
 from dagster import BetaWarning, Definitions, PreviewWarning, get_dagster_logger, in_process_executor
 
-from cryptostream_dagster import alerts, freshness
+from cryptostream_dagster import alerts, crosscheck, freshness
 from cryptostream_dagster.assets.ohlc_5m_ticker import ohlc_5m_ticker
 from cryptostream_dagster.assets.orderbook_daily import orderbook_daily
 from cryptostream_dagster.assets.orderbook_parquet import orderbook_parquet
@@ -53,16 +53,33 @@ def _compose(settings: PipelineSettings, resources: Mapping[str, Any]) -> Defini
     parquet = orderbook_parquet(partitions, settings, raw)
     candles = ohlc_5m_ticker(partitions, parquet)
     days = day_partitions(settings)
-    fresh = freshness.build_check()
-    job, daily_job = build_job(fresh), build_daily_job()
+    fresh, agree = freshness.build_check(), crosscheck.build_check()
+    job, daily_job, cross_check = build_job(fresh), build_daily_job(), crosscheck.build_job(agree)
     housekeeping, every_six_hours = build_housekeeping(settings)
     return Definitions(
-        assets=[raw, parquet, candles, orderbook_daily(days, settings, parquet)],
-        asset_checks=[*build_checks(partitions), build_verdict(partitions, candles), fresh],
-        jobs=[job, daily_job, housekeeping],
+        assets=[
+            raw,
+            parquet,
+            candles,
+            orderbook_daily(days, settings, parquet),
+            crosscheck.exchange_candles(),
+        ],
+        asset_checks=[
+            *build_checks(partitions),
+            build_verdict(partitions, candles),
+            fresh,
+            agree,
+        ],
+        jobs=[
+            job,
+            daily_job,
+            cross_check,
+            housekeeping,
+        ],
         schedules=[
             build_schedule(job, partitions, settings),
             build_daily_schedule(daily_job, days, settings),
+            crosscheck.build_schedule(cross_check, settings),
             every_six_hours,
         ],
         sensors=[

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from http.client import HTTPException, HTTPResponse, IncompleteRead
 from typing import Any, NamedTuple
 
@@ -55,6 +56,24 @@ class RestBook(NamedTuple):
 
     tms: int
     levels: tuple[tuple[float, float, float, float], ...]
+
+
+class RestCandle(NamedTuple):
+    """A 5-minute candle of trades.
+
+    Attributes:
+        start: Start of its window, an aware instant in UTC.
+        open: Price of the first trade.
+        high: Highest price.
+        low: Lowest price.
+        close: Price of the last trade.
+    """
+
+    start: datetime
+    open: float
+    high: float
+    low: float
+    close: float
 
 
 class Rest:
@@ -119,6 +138,34 @@ class Rest:
             }
         except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise RestError(f"{self.url}/v1/orderbook: no order books ({error!r})") from error
+
+    def candles(self, market: str, count: int) -> list[RestCandle]:
+        """Return a market's newest 5-minute candles of trades, the running one included, newest first.
+
+        A window without a trade has none.
+
+        Args:
+            market: Its code, KRW-BTC.
+            count: How many at most; the exchange gives 200.
+
+        Raises:
+            RestError: If they cannot be had; with status 404 if there is no such market.
+        """
+        query = urllib.parse.urlencode({"market": market, "count": count})
+        answer = self._get(f"/v1/candles/minutes/5?{query}")
+        try:
+            return [
+                RestCandle(
+                    datetime.fromisoformat(candle["candle_date_time_utc"]).replace(tzinfo=UTC),
+                    float(candle["opening_price"]),
+                    float(candle["high_price"]),
+                    float(candle["low_price"]),
+                    float(candle["trade_price"]),
+                )
+                for candle in answer
+            ]
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            raise RestError(f"{self.url}/v1/candles: no candles ({error!r})") from error
 
     def _get(self, path: str) -> Any:
         self._take_turn()
