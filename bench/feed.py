@@ -27,7 +27,6 @@ import websocket
 from kafka import KafkaProducer
 from load import stack
 from load.frames import DEPTH, MARKETS, Frames
-from rich.console import Console
 from rich.table import Table
 
 from ingest_services import kafka
@@ -230,7 +229,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=45_000, help="of each flat-out run")
     parser.add_argument("--repeats", type=int, default=3, help="flat-out runs")
     options = parser.parse_args()
-    console = Console()
+    console = stack.console()
     console.print(stack.machine())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

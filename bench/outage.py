@@ -16,7 +16,6 @@ from pathlib import Path
 
 from load import stack
 from load.frames import DEPTH, MARKETS, Frames
-from rich.console import Console
 from rich.table import Table
 
 PACE = 1000
@@ -82,7 +81,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=1.0, help="that Kafka answers nothing")
     minutes = parser.parse_args().minutes
-    console = Console()
+    console = stack.console()
     console.print(stack.machine())
     with tempfile.TemporaryDirectory() as name:
         phases, metrics, delivered = run(minutes, Path(name))

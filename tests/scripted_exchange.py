@@ -57,6 +57,7 @@ class ScriptedExchange:
         self.rest_refuses_with: int | None = None
         self.rest_asked_s: list[float] = []
         self.refuse_with: int | None = None
+        self.ended = 0
         self._clients: list[web.WebSocketResponse] = []
         self._loop = asyncio.new_event_loop()
 
@@ -84,7 +85,7 @@ class ScriptedExchange:
         """Cut all connections without a word."""
         self._call(self._reset())
 
-    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
         wait_until(condition, what, timeout_s)
 
     # ---- in the server's thread
@@ -153,6 +154,7 @@ class ScriptedExchange:
                 up.cancel()
             if socket in self._clients:
                 self._clients.remove(socket)
+            self.ended += 1
         return socket
 
     async def _say_up(self, socket: web.WebSocketResponse) -> None:
@@ -205,7 +207,7 @@ def scripted_exchange() -> Iterator[ScriptedExchange]:
         thread.join(10)
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 30.0) -> None:
     """Wait for something to become true, or fail naming it."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -19,6 +19,7 @@ from typing import Any
 
 import orjson
 from kafka import KafkaConsumer, TopicPartition
+from rich.console import Console
 
 from cryptostream_dagster.local.broker import start_broker, stop_broker
 from cryptostream_dagster.local.ports import LOOPBACK, answers, free_port
@@ -34,6 +35,11 @@ TICKS = os.sysconf("SC_CLK_TCK")
 def machine() -> str:
     """Say how busy the machine was before the run: absolute figures hold for an idle one, ratios for any."""
     return f"{os.cpu_count()} cores, load average before the run {os.getloadavg()[0]:.1f}"
+
+
+def console() -> Console:
+    """Return where tables go: as wide as they are when nobody watches, who could widen a terminal."""
+    return Console(width=None if sys.stdout.isatty() else 150)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def keep_talking(exchange: ScriptedExchange, market: str, until: object, what: s
         time.sleep(0.02)
         return until()  # type: ignore[operator]
 
-    wait_until(talk, what, 20)
+    wait_until(talk, what)
 
 
 def test_a_dead_subscription_is_replaced_and_its_silence_is_a_hole(
@@ -73,12 +73,13 @@ def test_a_dead_subscription_is_replaced_and_its_silence_is_a_hole(
         # From here on Bitcoin's book changes, and the socket does not say so.
         exchange.books["KRW-BTC"] = book("KRW-BTC", last + 50, 2)
         keep_talking(exchange, "KRW-ETH", lambda: stats.resubscriptions == 1, "a new subscription")
-        keep_talking(exchange, "KRW-ETH", lambda: exchange.clients == 1, "the end of the old one")
+        keep_talking(exchange, "KRW-ETH", lambda: exchange.ended == 1, "the end of the old one")
         replaced_us = time.time_ns() // 1000
         keep_talking(
             exchange, "KRW-ETH", lambda: time.time_ns() // 1000 > replaced_us + 500_000, "half a second"
         )
     assert not stats.reconnects, "nothing was cut"
+    assert stats.resubscriptions == 1
     assert stats.verdicts["dead"] == 1
     assert stats.holes_s > 0
     records = read_all(broker.bootstrap, topic)
@@ -199,7 +200,7 @@ def test_a_frame_that_nobody_can_read_is_a_hole_until_the_exchange_is_asked(
         time.sleep(0.1)
         exchange.send(b'{"ty":"orderbook","cd":"KRW-B')
         wait_until(lambda: stats.garbage == 1, "the garbage")
-        wait_until(lambda: stats.verdicts["quiet"] >= 2, "proof", 20)
+        wait_until(lambda: stats.verdicts["quiet"] >= 2, "proof")
         time.sleep(0.7)
     records = read_all(broker.bootstrap, topic)
     garbage_us = next(r for r in books(records) if r.key == b"").envelope.received_us
@@ -222,8 +223,7 @@ def test_a_replacement_that_says_nothing_replaces_nothing(
         exchange.snapshots = False
         exchange.deaf_from = 2
         exchange.books["KRW-BTC"] = book("KRW-BTC", now_ms() + 50, 2)
-        keep_talking(exchange, "KRW-ETH", lambda: len(exchange.requests) == 2, "a replacement")
-        keep_talking(exchange, "KRW-ETH", lambda: exchange.clients == 1, "its end")
+        keep_talking(exchange, "KRW-ETH", lambda: exchange.ended == 1, "a replacement, and its end")
         keep_talking(exchange, "KRW-ETH", lambda: len(exchange.sent) > 100, "a bit more")
     connections = {r.envelope.connection for r in books(read_all(broker.bootstrap, topic))}
     assert len(connections) == 1
@@ -247,8 +247,10 @@ def test_a_listed_market_without_a_book_keeps_nobody_else_from_being_compared(
 
 
 def test_a_silence_for_which_nobody_answered_is_a_hole(
-    broker: Broker, exchange: ScriptedExchange, tmp_path: Path
+    broker: Broker, exchange: ScriptedExchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Ethereum must not pause for so long on a busy machine.
+    monkeypatch.setattr(silence, "OVERDUE_US", (3_000_000, 3_000_000))
     exchange.rest_refuses_with = 500
     topic = broker.topic()
     with producing(
@@ -260,7 +262,7 @@ def test_a_silence_for_which_nobody_answered_is_a_hole(
             exchange.send(book("KRW-BTC", now_ms(), serial), book("KRW-ETH", now_ms(), serial))
             time.sleep(0.02)
         silent_us = time.time_ns() // 1000
-        keep_talking(exchange, "KRW-ETH", lambda: stats.verdicts["unanswered"] >= 6, "questions")
+        keep_talking(exchange, "KRW-ETH", lambda: stats.verdicts["unanswered"] >= 2, "questions")
         speaks_us = time.time_ns() // 1000
         exchange.send(book("KRW-BTC", now_ms(), 2000))
         keep_talking(
@@ -302,8 +304,7 @@ def test_a_listing_whose_connection_says_nothing_is_not_tried_again_at_once(
         owner = running._running[0]._keeper
         assert owner is not None
         owner.want(("KRW-BTC", "KRW-ETH", "KRW-NEW"))
-        keep_talking(exchange, "KRW-ETH", lambda: len(exchange.requests) == 2, "a replacement")
-        keep_talking(exchange, "KRW-ETH", lambda: exchange.clients == 1, "its end")
+        keep_talking(exchange, "KRW-ETH", lambda: exchange.ended == 1, "a replacement, and its end")
         sent = len(exchange.sent)
         keep_talking(exchange, "KRW-ETH", lambda: len(exchange.sent) > sent + 100, "two seconds and more")
         assert len(exchange.requests) == 2

@@ -299,6 +299,18 @@ def test_the_limits_of_the_exchange_are_never_asked_for_twice() -> None:
     assert feed.SLOW_DOWN_S[418] > feed.SLOW_DOWN_S[429] > 1.0
 
 
+def messages_in(said: bytes) -> int:
+    """Return how many whole messages of a client there are: masked, and shorter than 64 KiB."""
+    count = at = 0
+    while len(said) >= at + 4:
+        length, head = said[at + 1] & 0x7F, 2 + 4
+        if length == 126:
+            length, head = int.from_bytes(said[at + 2 : at + 4], "big"), 4 + 4
+        at += head + length
+        count += at <= len(said)
+    return count
+
+
 @contextmanager
 def speaking(*streams: bytes) -> Iterator[tuple[int, list[int]]]:
     """Accept WebSockets and send each connection its stream of raw bytes; the last one for ever."""
@@ -320,9 +332,12 @@ def speaking(*streams: bytes) -> Iterator[tuple[int, list[int]]]:
                 )
                 client.sendall(streams[min(len(connections), len(streams) - 1)])
                 connections.append(1)
-                client.settimeout(0.05)
+                # A client that cannot say what it wants any more does not read what was said to it.
+                client.settimeout(10)
                 with suppress(OSError):
-                    client.recv(65536)
+                    said = b""
+                    while messages_in(said) < 2 and (piece := client.recv(65536)):
+                        said += piece
                 client.close()
 
     thread = threading.Thread(target=serve, daemon=True)

@@ -28,6 +28,8 @@ from ingest_services.lake.coverage import covered_intervals
 from ingest_services.producer import coverage, markets, supervision
 from ingest_services.producer import section as sections
 from ingest_services.producer.metrics import SectionStats
+from ingest_services.producer.outgoing import Outgoing
+from ingest_services.producer.publisher import Publisher
 from ingest_services.producer.service import ProducerService
 from ingest_services.producer.spool import Spool
 from ingest_services.record import BOOK, HEARTBEAT, Envelope, Heartbeat, read_headers
@@ -377,8 +379,7 @@ def test_a_broker_that_hangs_delays_and_duplicates_nothing(
                 for i in range(50, 250):
                     exchange.send(book("KRW-BTC", now_ms(), i))
                     time.sleep(seconds / 200)
-                assert stats.spooling
-                assert carried(stats) >= 200
+                wait_until(lambda: stats.spooling and carried(stats) == len(exchange.sent), "all frames")
             finally:
                 broker.process.send_signal(signal.SIGCONT)
             wait_until(lambda: not stats.spooling and stats.spool_bytes == 0, "recovery", 30)
@@ -390,6 +391,15 @@ def test_a_full_spool_loses_in_the_open(
     exchange: ScriptedExchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sections, "Spool", partial(tiny_spool, 20_000))
+    lost_us: list[int] = []
+    lose = Publisher._lose
+
+    def note(self: Publisher, record: Outgoing) -> None:
+        if record.key == b"BTC":
+            lost_us.append(record.received_us)
+        lose(self, record)
+
+    monkeypatch.setattr(Publisher, "_lose", note)
     with running_broker() as broker:
         create_topics(broker.bootstrap, {"orderbook": 1})
         with producing(
@@ -423,7 +433,7 @@ def test_a_full_spool_loses_in_the_open(
     spans = [(c.from_us, c.to_us) for h in heartbeats(records) for c in h.covered if "BTC" in c.tickers]
     # Nobody claims the span in which frames were lost; it is claimed again from the first book that was kept.
     assert not any(from_us <= last_kept_us and to_us >= back_us for from_us, to_us in spans)
-    assert not any(last_kept_us + 200_000 < to_us <= back_us for _, to_us in spans)
+    assert not any(lost_us[0] < to_us <= back_us for _, to_us in spans)
     assert any(from_us == back_us for from_us, _ in spans)
 
 
@@ -447,8 +457,8 @@ def test_markets_follow_the_exchange_without_a_gap(
         wait_until(
             lambda: exchange.requests[-1][1]["codes"] == ["KRW-BTC.15", "KRW-NEW.15"], "the subscription"
         )
-        wait_until(lambda: exchange.clients == 1, "one connection again")
-        assert running.stats[0].markets == 2
+        wait_until(lambda: exchange.ended == len(exchange.requests) - 1, "one connection again")
+        wait_until(lambda: running.stats[0].markets == 2, "two markets")
         assert not running.failed
     told = heartbeats(read_all(broker.bootstrap, topic))
     assert {("BTC", "ETH"), ("BTC", "NEW")} <= {h.subscribed for h in told}
@@ -518,7 +528,8 @@ class Process:
 
     def end(self, number: int) -> int:
         self.process.send_signal(number)
-        return self.process.wait(15)
+        # It ends itself within 10 s, or says so (`not_ended_in_time`).
+        return self.process.wait(60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -527,11 +538,10 @@ def test_a_signal_drains_and_exits_0(
 ) -> None:
     topic = broker.topic()
     process = Process(topic, exchange, broker.bootstrap, tmp_path)
-    wait_until(lambda: exchange.clients == 1, "a subscription")
+    wait_until(lambda: exchange.clients == 1, "a subscription", 60)
     exchange.send(*(book("KRW-BTC", now_ms(), i) for i in range(2000)))
-    began = time.monotonic()
     assert process.end(number) == 0
-    assert time.monotonic() - began < 10
+    assert "not_ended_in_time" not in (tmp_path / "log").read_text()
     records = read_all(broker.bootstrap, topic)
     assert [r.value for r in books(records)] == exchange.sent
     assert records[-1].envelope.kind == HEARTBEAT
@@ -550,8 +560,8 @@ def test_what_a_killed_process_had_spooled_is_delivered_by_the_next(
     with running_broker() as broker:
         create_topics(broker.bootstrap, {"orderbook": 1})
         process = Process("orderbook", exchange, broker.bootstrap, tmp_path)
-        wait_until(lambda: exchange.clients == 1, "a subscription")
-        time.sleep(0.3)
+        wait_until(lambda: exchange.clients == 1, "a subscription", 60)
+        wait_until(lambda: books(read_all(broker.bootstrap, "orderbook")), "the snapshot in Kafka", 30)
         before = len(exchange.sent)
         broker.kill()
         for i in range(200):
@@ -566,7 +576,7 @@ def test_what_a_killed_process_had_spooled_is_delivered_by_the_next(
         killed = len(exchange.sent)
         wait_until(lambda: exchange.clients == 0, "the end of the socket")
         process = Process("orderbook", exchange, broker.bootstrap, tmp_path)
-        wait_until(lambda: not list(folder.glob("*/*.spool")) and exchange.clients == 1, "delivery")
+        wait_until(lambda: not list(folder.glob("*/*.spool")) and exchange.clients == 1, "delivery", 60)
         assert process.end(signal.SIGTERM) == 0
         kept = [r.value for r in books(read_all(broker.bootstrap, "orderbook"))]
     assert [value for value in kept if value in set(exchange.sent[before:killed])] == exchange.sent[
@@ -581,20 +591,19 @@ def test_a_stop_during_an_outage_leaves_the_spool_for_the_next(
     with running_broker() as broker:
         create_topics(broker.bootstrap, {"orderbook": 1})
         process = Process("orderbook", exchange, broker.bootstrap, tmp_path)
-        wait_until(lambda: exchange.clients == 1, "a subscription")
-        time.sleep(0.3)
+        wait_until(lambda: exchange.clients == 1, "a subscription", 60)
+        wait_until(lambda: books(read_all(broker.bootstrap, "orderbook")), "the snapshot in Kafka", 30)
         before = len(exchange.sent)
         broker.kill()
         exchange.send(*(book("KRW-BTC", now_ms(), i) for i in range(50)))
-        began = time.monotonic()
         assert process.end(signal.SIGTERM) == 0
-        assert time.monotonic() - began < 10
+        assert "not_ended_in_time" not in (tmp_path / "log").read_text()
         broker.restart()
         create_topics(broker.bootstrap, {"orderbook": 1})
         stopped = len(exchange.sent)
         process = Process("orderbook", exchange, broker.bootstrap, tmp_path)
         folder = tmp_path / "spool" / "upbit_producer1"
-        wait_until(lambda: not list(folder.glob("*/*.spool")) and exchange.clients == 1, "delivery")
+        wait_until(lambda: not list(folder.glob("*/*.spool")) and exchange.clients == 1, "delivery", 60)
         assert process.end(signal.SIGTERM) == 0
         kept = [r.value for r in books(read_all(broker.bootstrap, "orderbook"))]
     assert [value for value in kept if value in set(exchange.sent[before:stopped])] == exchange.sent[
@@ -634,7 +643,9 @@ def test_metrics_are_served_and_a_taken_port_is_one_line(
     topic = broker.topic()
     settings = settings_for(exchange, broker.bootstrap, tmp_path)
     with producing([section(topic, "KRW-BTC")], settings, port) as running:
-        wait_until(lambda: running.stats[0].acknowledged >= 1, "an acknowledgement")
+        # A snapshot and UP. At a minute's end a heartbeat is acknowledged as well.
+        stats = running.stats[0]
+        wait_until(lambda: stats.frames == 2 and stats.acknowledged >= 1, "an acknowledgement")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             text = answer.read().decode()
         with pytest.raises(UserError, match=f"--metrics-port {port}: cannot listen"):
@@ -642,11 +653,12 @@ def test_metrics_are_served_and_a_taken_port_is_one_line(
     label = 'section="upbit_producer1"'
     for line in (
         f"cryptostream_producer_frames_total{{{label}}} 2.0",
-        f"cryptostream_producer_acknowledged_total{{{label}}} 1.0",
         f'cryptostream_producer_connection_state{{{label},state="live"}} 1.0',
         f"cryptostream_producer_spool_bytes{{{label}}} 0.0",
-        f'cryptostream_producer_publish_seconds_bucket{{le="+Inf",{label}}} 1.0',
     ):
         assert line in text, text
+    for name in ("acknowledged_total{", 'publish_seconds_bucket{le="+Inf",'):
+        (value,) = re.findall(rf"^cryptostream_producer_{name}{label}}} (\S+)$", text, re.MULTILINE)
+        assert float(value) >= 1, text
     assert f'cryptostream_producer_last_frame_age_seconds{{{label},ticker="BTC"}}' in text
     assert not [t.name for t in threading.enumerate() if t.name == "upbit_producer1-feed"]

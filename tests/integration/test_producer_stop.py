@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,7 +166,6 @@ def test_a_process_without_stderr_writes_its_log_into_nothing_else(
         try:
             wait_until(lambda: exchange.clients == 2, "two subscriptions", 60)
             exchange.send(book("KRW-BTC", now_ms(), 1))
-            time.sleep(0.2)
             silent.send_signal(signal.SIGTERM)
             assert silent.wait(30) == 0
         finally:

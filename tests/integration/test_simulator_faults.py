@@ -282,6 +282,7 @@ def test_stall_code_silences_one_market_until_the_client_subscribes_anew(simulat
         subscribed(simulator, ticket="other") as other,
     ):
         strike(simulator, "stall-code", market="BTC", section="upbit_producer1")
+        pongs(ws)
         read(ws, 5)
         assert {frame["cd"] for frame in read(ws, 30)} == {"KRW-XRP"}
         assert {frame["cd"] for frame in read(other, 5)} == {"KRW-BTC"}
@@ -521,6 +522,7 @@ def test_a_market_is_listed_and_delisted(simulator: Simulator) -> None:
                 "who asked before the listing hears nothing"
             )
             strike(simulator, "delist", market="KRW-NEW")
+            pongs(late)
             read(late, 5)
             assert {f["cd"] for f in read(late, 20)} == {"KRW-XRP"}
             pongs(late)
@@ -703,7 +705,7 @@ def test_a_schedule_and_a_journal_on_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     options = ("--port", "0", "--markets", "6", "--total-rate", "300", "--history-minutes", "0")
     options += ("--journal", str(path), "--snapshot-delay", "10-20")
-    process = simulate(*options, "--fault", "garbage:count=2@0+0.2", "--fault", "close:code=1001@1.5")
+    process = simulate(*options, "--fault", "garbage:count=2@0+0.2", "--fault", "close:code=1001@4")
     try:
         assert process.stderr is not None
         url = json.loads(process.stderr.readline())["websocket"]
