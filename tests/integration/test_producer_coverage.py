@@ -161,12 +161,17 @@ def test_a_killed_producer_beside_another_leaves_no_hole(
         other = Producer(tmp_path / "b", topic, broker, exchange)
         wait_until(lambda: exchange.clients == 2, "two subscriptions", 60)
         wait_until(lambda: "BTC" in coverage(entries(broker, topic)), "a heartbeat", 60)
+        before = len(exchange.sent)
         killed.kill()
         killed_us = now_us()
         wait_until(lambda: exchange.clients == 1, "the end of one socket")
-        time.sleep(1)
+        after = len(exchange.sent)
+        wait_until(lambda: len(exchange.sent) > after + 40, "a bit more")
+        published = set(exchange.sent[before : len(exchange.sent)])
         other.end()
     found = entries(broker, topic)
+    arrived = {entry.line.partition(b',"book":')[2][:-2] for entry in found if entry.kind == "book"}
+    assert published <= arrived, "killing either loses nothing"
     for ticker, intervals in coverage(found).items():
         ((begun_us, ended_us),) = intervals
         assert begun_us <= min(received(found, ticker)) + HEARTBEAT_EVERY_US

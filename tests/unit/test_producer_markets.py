@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest_services.errors import UserError
-from ingest_services.producer import markets
+from ingest_services.producer import feed, keeper, markets, silence
 from ingest_services.producer.markets import Listing, MarketFollower, MarketMemory, first_markets, markets_of
 from ingest_services.producer.metrics import MarketList, SectionStats
 from ingest_services.upbit.rest import RestError
@@ -64,6 +64,13 @@ def test_a_listing_acts_at_once_and_a_delisting_at_the_second_answer() -> None:
     told = (*KRW[1:], "KRW-NEW")
     assert listing.take(told) == ((*KRW, "KRW-NEW"), True, True)
     assert listing.take(told) == (tuple(sorted(told)), False, True)
+
+
+def test_a_change_is_followed_within_a_minute() -> None:
+    connected_s = keeper.TURN_S + feed.CONNECT_TIMEOUT_S + silence.SNAPSHOT_BOUND_US / 1e6
+    assert (
+        markets.FOLLOW_EVERY_S + markets.CONFIRM_S + connected_s + keeper.TURN_S + feed.CLOSE_TIMEOUT_S < 60
+    )
 
 
 def test_a_hiccup_ends_nothing() -> None:
