@@ -135,6 +135,3 @@ def test_a_refusal_of_one_section_holds_back_the_others(status: int) -> None:
                 time.sleep(1.0)
                 assert len(exchange.origins) == 1, "the exchange counts by address"
                 assert not other.reconnects
-                assert time.monotonic() - other.feed_turn_s < supervision.TURN_S + 1, (
-                    "it is not stuck: it waits"
-                )

@@ -83,7 +83,7 @@ def test_a_topic_made_again_has_another_id() -> None:
             broker.kill()
             broker.restart()
             create_topics(broker.bootstrap, {"orderbook": 2})
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 30
             while True:
                 try:
                     second = topic_id(admin, "orderbook")
