@@ -91,7 +91,7 @@ class CoverageTracker:
         if ticker in self._unseen:
             self._unseen.discard(ticker)
             self._doubted.pop(ticker, None)
-            self._since[ticker] = at_us
+            self._since[ticker] = max(at_us, self._told_us)
         return heartbeat
 
     def lose(self, at_us: int, ticker: str | None) -> list[Heartbeat]:
@@ -170,11 +170,16 @@ class CoverageTracker:
         ]
 
     def finish(self) -> Heartbeat:
-        """Return a heartbeat up to the last moment at which something was received.
-
-        For the end of a connection, and wherever records change the way they travel.
-        """
+        """Return a heartbeat up to the last moment at which something was received: for an end."""
         return self._tell(self._last_us)
+
+    def cut(self) -> Heartbeat:
+        """Return a heartbeat for where records change the way they travel.
+
+        It vouches for all that was received so far, the last moment included: the next one goes another way,
+        and may arrive before these records.
+        """
+        return self._tell(self._last_us + 1)
 
     def _end(self, at_us: int, ticker: str) -> None:
         since_us = self._since.pop(ticker, None)

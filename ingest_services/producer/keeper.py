@@ -2,7 +2,8 @@
 
     wanted markets changed ──┐
                              ├──▶ a new connection ──▶ all its tickers delivered ──▶ the old one is closed
-    a subscription is dead ──┘
+    a subscription is dead, ─┘
+    or silent, unanswered
 
 A thread per section. The old connection goes on until the new one has delivered, so nobody else's books have
 a gap. What is quiet and what is dead is told in `silence.py`.
@@ -73,7 +74,8 @@ class Keeper(threading.Thread):
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._feeds = [self._new_feed(markets)]
-        self._renew = False
+        # Why the connection is to be replaced by one to the same markets; empty if it is not.
+        self._renew = ""
         self._renew_backoff = Backoff(RENEW_BASE_S, RENEW_CAP_S)
         self._renewed_s = -CALM_S
         self._renew_after_s = 0.0
@@ -129,6 +131,9 @@ class Keeper(threading.Thread):
             self._bury(connection, now_s)
             if now_s - self._asked_s >= ASK_EVERY_S:
                 self._look(connection, now_s)
+            if connection.silences.abandoned():
+                # The REST API answers nobody, or not in time. A new connection begins with snapshots.
+                self._plan_renewal("unanswered silence", now_s)
         if len(self._feeds) > 1:
             self._hand_over()
         elif now_s < self._replace_after_s:
@@ -136,10 +141,10 @@ class Keeper(threading.Thread):
         elif self._wanted != feed.markets:
             self._replace("markets")
         elif self._renew and now_s >= self._renew_after_s:
-            self._renew = False
+            why, self._renew = self._renew, ""
             self._renewed_s = now_s
             self._stats.resubscriptions += 1
-            self._replace("dead subscription")
+            self._replace(why)
 
     def _replace(self, why: str) -> None:
         with self._lock:
@@ -168,14 +173,14 @@ class Keeper(threading.Thread):
                 self._feeds = [old]
                 self._leaving.append(new)
                 new.stop()
-            self._renew = True
+            self._renew = "silent replacement"
             self._renew_after_s = self._replace_after_s = time.monotonic() + retry_s
             return
         if before is not None:
             before.silences.compare(connection.silences)
         self._silence_backoff.reset()
         # Whatever was dead on the old one is subscribed anew.
-        self._renew = False
+        self._renew = ""
         with self._lock:
             self._feeds = [new]
             self._leaving.append(old)
@@ -192,12 +197,12 @@ class Keeper(threading.Thread):
         self._inbox.put((time.time_ns() // 1000, connection, Dead(dead)))
         _log.error("dead_subscription", connection=connection.name, tickers=sorted(dead))
         self._stats.verdicts[Verdict.DEAD] += len(dead)
-        self._plan_renewal(now_s)
+        self._plan_renewal("dead subscription", now_s)
 
-    def _plan_renewal(self, now_s: float) -> None:
+    def _plan_renewal(self, why: str, now_s: float) -> None:
         if self._renew:
             return
-        self._renew = True
+        self._renew = why
         self._renew_after_s = now_s
         if now_s - self._renewed_s > CALM_S:
             self._renew_backoff.reset()

@@ -209,7 +209,7 @@ class Publisher(threading.Thread):
             self.outbox.put(self._pack(heartbeat), now_s)
 
     def _cut(self) -> list[Outgoing]:
-        return [self._pack(tracker.finish()) for _, tracker in self._trackers.values()]
+        return [self._pack(tracker.cut()) for _, tracker in self._trackers.values()]
 
     def _lose(self, record: Outgoing) -> None:
         """Take note of a record that was not kept, or that may yet be lost."""

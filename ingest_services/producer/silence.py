@@ -13,6 +13,7 @@ A subscription may die alone, without a word, on a socket on which everything el
 * A ticker that speaks again after ten times its mean gap, and for whose silence nobody answered (the second
   path was blocked) or not in time (`ANSWER_US`: it was slow), may have missed something: what was claimed
   since its last proof is taken back.
+* If the second path answers nobody in time, a new connection is the third: its snapshots are compared.
 * An answer that is older than what we have comes from a path that lags behind: it proves nothing.
 * A frame that nobody can read may have been any ticker's book: all of them are soon overdue, until their next
   book or the comparison.
@@ -70,6 +71,7 @@ class _Heard:
         "suspect_us",
         "tms",
         "unanswered",
+        "unknown",
     )
 
     def __init__(self) -> None:
@@ -85,6 +87,7 @@ class _Heard:
         self.suspect_tms = 0
         self.suspect_us = 0
         self.unanswered = False
+        self.unknown = False
 
     def set_back(self, at_us: int) -> None:
         self.first_us = min(self.first_us, at_us)
@@ -161,7 +164,7 @@ class Silences:
             heard.mean_us += (at_us - heard.last_us - heard.mean_us) >> _MEAN_SHIFT
         heard.last_us = at_us
         heard.doubted_us = 0
-        heard.unanswered = False
+        heard.unanswered = heard.unknown = False
         heard.tms = max(heard.tms, tms)
         heard.frame = frame
 
@@ -239,9 +242,21 @@ class Silences:
         bearable_us = heard.unusual_after_us + (0 if heard.unanswered else ANSWER_US)
         return heard.proof_us if at_us - heard.proof_us > bearable_us else 0
 
+    def abandoned(self) -> list[str]:
+        """Return the tickers for whose unusual silence nobody answered in time."""
+        return [
+            ticker
+            for ticker, heard in self._heard.items()
+            if heard.last_us
+            and not heard.unknown
+            and self.looked_at_us - heard.proof_us > heard.unusual_after_us + ANSWER_US
+        ]
+
     def excuse(self, ticker: str, now_us: int) -> None:
         """Leave a ticker alone until it is overdue again: it is none of the exchange's markets."""
-        self._heard[ticker].asked_us = now_us
+        heard = self._heard[ticker]
+        heard.asked_us = now_us
+        heard.unknown = True
 
     def dead(self) -> dict[str, int]:
         """Return the suspects that have to be called dead, each with its last proof; they are told once.

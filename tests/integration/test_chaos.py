@@ -29,6 +29,7 @@ from cryptostream_dagster.local.ports import LOOPBACK, free_port
 from ingest_services.lake.coverage import Interval, covered_intervals
 from ingest_services.producer.feed import CLOSE_TIMEOUT_S
 from ingest_services.producer.silence import OVERDUE_FACTOR, OVERDUE_US
+from ingest_services.producer.supervision import MUTE_S
 from ingest_services.record import HEARTBEAT, Heartbeat
 from ingest_services.simulator.journal import frame_of, read_journal
 from tests.broker import Broker, running_broker
@@ -214,6 +215,8 @@ def test_every_frame_is_kept_once_and_every_hole_is_told(tmp_path: Path) -> None
                     first.send_signal(signal.SIGCONT)
                 storm.order(order)
                 time.sleep(chance.uniform(0.3, 2.5))
+            # What the last fault left open and mute is found out and replaced; then comes a calm.
+            time.sleep(MUTE_S[1] + 1)
             wait_until(lambda: storm.clients() == 6, "six connections after the storm", 120)
             time.sleep(15)
         records = [r for partition in range(3) for r in read_all(broker.bootstrap, "orderbook", partition)]

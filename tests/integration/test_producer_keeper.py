@@ -262,6 +262,7 @@ def test_a_silence_for_which_nobody_answered_is_a_hole(
             exchange.send(book("KRW-BTC", now_ms(), serial), book("KRW-ETH", now_ms(), serial))
             time.sleep(0.02)
         silent_us = time.time_ns() // 1000
+        exchange.refuse_with = 418
         keep_talking(exchange, "KRW-ETH", lambda: stats.verdicts["unanswered"] >= 2, "questions")
         speaks_us = time.time_ns() // 1000
         exchange.send(book("KRW-BTC", now_ms(), 2000))
@@ -275,6 +276,35 @@ def test_a_silence_for_which_nobody_answered_is_a_hole(
     assert len(spans["ETH"]) == 1
 
 
+@pytest.mark.parametrize("dead", [True, False])
+def test_a_silence_for_which_rest_does_not_answer_is_answered_for_by_a_new_connection(
+    broker: Broker, exchange: ScriptedExchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dead: bool
+) -> None:
+    monkeypatch.setattr(silence, "OVERDUE_US", (2_000_000, 2_000_000))
+    monkeypatch.setattr(silence, "ANSWER_US", 1_000_000)
+    exchange.rest_refuses_with = 418
+    topic = broker.topic()
+    with producing(
+        [section(topic, "KRW-BTC", "KRW-ETH")], settings_for(exchange, broker.bootstrap, tmp_path)
+    ) as running:
+        stats = running.stats[0]
+        wait_until(lambda: exchange.clients == 1, "a subscription")
+        for serial in range(30):
+            exchange.send(book("KRW-BTC", now_ms(), serial), book("KRW-ETH", now_ms(), serial))
+            time.sleep(0.02)
+        if dead:
+            exchange.books["KRW-BTC"] = book("KRW-BTC", now_ms() + 50, 2000)
+        silent_us = time.time_ns() // 1000
+        keep_talking(exchange, "KRW-ETH", lambda: exchange.ended == 1, "the end of the old connection")
+        renewed_us = time.time_ns() // 1000
+    assert stats.resubscriptions == 1
+    assert not stats.verdicts["dead"]
+    spans = covered_intervals(heartbeats(read_all(broker.bootstrap, topic)))
+    assert len(spans["ETH"]) == 1
+    assert len(spans["BTC"]) == (2 if dead else 1)
+    assert dead == (covered_us(spans["BTC"], silent_us, renewed_us) < (renewed_us - silent_us) // 2)
+
+
 def test_the_dead_are_found_while_a_replacement_does_not_come(
     broker: Broker, exchange: ScriptedExchange, tmp_path: Path
 ) -> None:
@@ -286,6 +316,7 @@ def test_the_dead_are_found_while_a_replacement_does_not_come(
         exchange.refuse_with = 418
         exchange.books["KRW-BTC"] = book("KRW-BTC", now_ms() + 50, 2)
         keep_talking(exchange, "KRW-ETH", lambda: stats.reconnects["status_418"] >= 1, "a refusal")
+        assert stats.holes_s > 0, "the claim is taken back now, not when a new connection stands"
         exchange.books["KRW-BTC"] = book("KRW-BTC", now_ms() + 5000, 3)
         keep_talking(exchange, "KRW-ETH", lambda: stats.verdicts["dead"] >= 2, "the next verdict")
         assert exchange.clients == 1
@@ -308,6 +339,29 @@ def test_a_listing_whose_connection_says_nothing_is_not_tried_again_at_once(
         sent = len(exchange.sent)
         keep_talking(exchange, "KRW-ETH", lambda: len(exchange.sent) > sent + 100, "two seconds and more")
         assert len(exchange.requests) == 2
+
+
+def test_the_old_connection_goes_on_until_the_new_one_has_delivered_every_ticker(
+    broker: Broker, exchange: ScriptedExchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(silence, "SNAPSHOT_BOUND_US", 60_000_000)
+    topic = broker.topic()
+    with producing(
+        [section(topic, "KRW-BTC", "KRW-ETH")], settings_for(exchange, broker.bootstrap, tmp_path)
+    ) as running:
+        wait_until(lambda: exchange.clients == 1, "a subscription")
+        owner = running._running[0]._keeper
+        assert owner is not None
+        exchange.silent_codes = {"KRW-BTC", "KRW-NEW"}
+        owner.want(("KRW-BTC", "KRW-ETH", "KRW-NEW"))
+        wait_until(lambda: exchange.clients == 2, "the new subscription")
+        exchange.send(book("KRW-NEW", now_ms(), 1))
+        time.sleep(10 * keeper.TURN_S)
+        assert exchange.ended == 0, "Bitcoin would have a gap"
+        exchange.send(book("KRW-BTC", now_ms(), 2))
+        wait_until(lambda: exchange.ended == 1, "the end of the old one")
+    spans = covered_intervals(heartbeats(read_all(broker.bootstrap, topic)))
+    assert len(spans["BTC"]) == len(spans["ETH"]) == 1
 
 
 def test_a_stop_waits_for_the_connection_that_was_just_replaced(

@@ -658,7 +658,8 @@ def test_metrics_are_served_and_a_taken_port_is_one_line(
     ):
         assert line in text, text
     for name in ("acknowledged_total{", 'publish_seconds_bucket{le="+Inf",'):
-        (value,) = re.findall(rf"^cryptostream_producer_{name}{label}}} (\S+)$", text, re.MULTILINE)
+        line = re.escape(f"cryptostream_producer_{name}{label}}}")
+        (value,) = re.findall(rf"^{line} (\S+)$", text, re.MULTILINE)
         assert float(value) >= 1, text
     assert f'cryptostream_producer_last_frame_age_seconds{{{label},ticker="BTC"}}' in text
     assert not [t.name for t in threading.enumerate() if t.name == "upbit_producer1-feed"]

@@ -190,6 +190,39 @@ def test_a_full_spool_holds_a_hole_up_until_there_is_room(tmp_path: Path) -> Non
     assert claims(kafka)["BTC"][0] == (START, START + 10 * SECOND)
 
 
+def test_no_heartbeat_overtakes_what_is_still_in_the_spool(tmp_path: Path) -> None:
+    kafka: list[Outgoing] = []
+    live, backlog = FakeLane(kafka), FakeLane(kafka)
+    stats = SectionStats("s")
+    publisher = Publisher(
+        "s",
+        Inbox(),
+        stats,
+        lambda on_resume, on_lost: Outbox(
+            live, lambda: backlog, Spool(tmp_path, "s"), stats, on_resume, on_lost
+        ),  # type: ignore[arg-type,return-value]
+    )
+    connection = Connection("s-1", ["KRW-BTC"])
+    publisher._take(START, connection, Signal.ALIVE, 0.0)
+    for n in range(30):
+        live.ready = not 5 <= n < 10
+        if n == 10:
+            backlog.answers = 0
+            publisher.outbox.pump(0.0)
+        publisher._take(START + n * SECOND, connection, frame(START + n * SECOND), 0.0)
+    publisher.outbox.pump(0.0)
+    # If this process dies now, who reads Kafka has everything but what is in the spool, and no claim to it.
+    waiting = [START + n * SECOND for n in range(5, 10)]
+    assert not {record.received_us for record in kafka} & set(waiting)
+    spans = claims(kafka)["BTC"]
+    assert spans[-1][1] > START + 20 * SECOND
+    assert not [at_us for at_us in waiting if any(a <= at_us < b for a, b in spans)]
+    backlog.answers = 1 << 30
+    publisher.stop()
+    publisher.run()
+    assert claims(kafka)["BTC"] == [(START, START + 29 * SECOND)]
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_a_loss_that_is_noticed_late_is_taken_back(late: bool) -> None:
     connection = Connection("s-1", ["KRW-BTC"])

@@ -324,6 +324,22 @@ def test_an_answer_that_does_not_come_in_time_is_none() -> None:
     assert silences.returned("BTC", late) == 0
 
 
+def test_who_is_not_answered_for_is_abandoned_unless_the_exchange_does_not_know_it() -> None:
+    silences = opened("BTC", "GONE", "NEW")
+    at = START
+    for _ in range(200):
+        at += SECOND // 10
+        heard(silences, "BTC", at)
+        heard(silences, "GONE", at)
+    silences.excuse("GONE", at + OVERDUE_US[0])
+    silences.alive(at + OVERDUE_US[0] + ANSWER_US)
+    assert silences.abandoned() == []
+    silences.alive(at + OVERDUE_US[0] + ANSWER_US + 1)
+    assert silences.abandoned() == ["BTC"]
+    silences.judge("BTC", RestBook(1000, (ONE,)), at + 7 * SECOND, at + 7 * SECOND)
+    assert silences.abandoned() == []
+
+
 def test_an_answer_older_than_what_we_have_proves_nothing() -> None:
     silences = opened("BTC")
     heard(silences, "BTC", START + SECOND, 5000)
