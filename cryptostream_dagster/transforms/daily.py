@@ -23,7 +23,7 @@ import orjson
 from cryptostream_dagster.day import Day
 from cryptostream_dagster.transforms.books import parquet_path
 from cryptostream_dagster.transforms.duck import open_duckdb
-from cryptostream_dagster.transforms.storage import CONNECTIONS, Storage
+from cryptostream_dagster.transforms.storage import CONNECTIONS, Stamp, Storage
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
 
@@ -32,14 +32,6 @@ from ingest_services.errors import UserError
 GROUP_ROWS = 8192
 
 _PREFIX = b"cryptostream."
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """What tells an object from one that replaced it, without opening it: size and time of modification."""
-
-    bytes: int
-    mtime_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +89,9 @@ def window_stamps(parquet: Storage, ticker: str, day: Day) -> dict[str, Stamp]:
     Raises:
         UserError: If they cannot be listed.
     """
-    from pyarrow import fs
-
     folder = parquet_path(ticker, Window(day.start), day.zone).rpartition("/hour=")[0]
-    selector = fs.FileSelector(parquet.locate(folder), recursive=True, allow_not_found=True)
-    try:
-        infos = parquet.filesystem.get_file_info(selector)
-    except OSError as error:
-        raise UserError(
-            f"{parquet.url}/{folder}: cannot be listed ({' '.join(str(error).split())})"
-        ) from error
-    return {
-        info.path.removeprefix(parquet.root + "/"): Stamp(info.size, info.mtime_ns)
-        for info in infos
-        if info.is_file and info.extension == "parquet"
-    }
+    # What a writer has beside its place for a moment is no object yet.
+    return {path: stamp for path, stamp in parquet.stamps(folder).items() if path.endswith(".parquet")}
 
 
 def where_rows_are(
@@ -474,7 +454,6 @@ __all__ = [
     "DayWriter",
     "Held",
     "Part",
-    "Stamp",
     "daily_path",
     "where_rows_are",
     "window_stamps",

@@ -38,6 +38,14 @@ class ObjectGone(UserError):  # noqa: N818 - an answer, not a failure
 
 
 @dataclass(frozen=True, slots=True)
+class Stamp:
+    """What tells an object from one that replaced it, without opening it: size and time of modification."""
+
+    bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Storage:
     """A root for objects.
 
@@ -153,6 +161,14 @@ class Storage:
         Raises:
             UserError: If they cannot be listed.
         """
+        return sorted(self.stamps(folder))
+
+    def stamps(self, folder: str) -> dict[str, Stamp]:
+        """Return all objects under a folder by path, with what tells each from one that replaces it.
+
+        Raises:
+            UserError: If they cannot be listed.
+        """
         from pyarrow import fs  # a slow import
 
         try:
@@ -161,7 +177,11 @@ class Storage:
             )
         except OSError as error:
             raise self._failed(folder, "listed", error) from error
-        return sorted(info.path.removeprefix(f"{self.root}/") for info in found if info.is_file)
+        return {
+            info.path.removeprefix(f"{self.root}/"): Stamp(info.size, info.mtime_ns)
+            for info in found
+            if info.is_file
+        }
 
     def _size(self, path: str) -> int | None:
         try:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 import matplotlib.pyplot as plt
@@ -105,6 +105,129 @@ def test_books_come_from_every_window_of_the_range_over_midnight(
     assert frame["ask_size1"].dtype == "float64"
     assert ours.books("ETH", midnight, midnight + STEP).empty
     assert ours.books("BTC", "2030-01-01", "2030-01-02").empty
+
+
+# Of each candle: window, price, since when it was known, until when (None: still).
+KNOWN = [
+    (0, 10, "16:06", "17:00"),
+    (0, 11, "17:00", None),
+    (1, 20, "16:11", None),
+    (3, 40, "16:21", None),
+]
+
+
+@pytest.fixture
+def known(settings: PipelineSettings, database: TestDatabase) -> Iterator[Client]:
+    """Candles of ETH, one of which was superseded, and the coverage of their windows."""
+    day = "2025-02-02 "
+    with psycopg.connect(database.dsn) as connection:
+        schema.claim_database(connection, "simulator", "Asia/Seoul")
+        for number, price, since, until in KNOWN:
+            start = START + number * STEP
+            candle = ["ETH", "KRW-ETH", start, "2025-02-02", *[price] * 4, 3, start, start, 0.5, 1]
+            moments = [datetime.fromisoformat(day + m).replace(tzinfo=SEOUL) for m in (since, until) if m]
+            names = (
+                "ticker, market, event_time, event_date, open_price, high_price, low_price, close_price, "
+                "book_count, first_book_at, last_book_at, coverage_ratio, version, built_at"
+            )
+            table = "ohlc_5m_ticker"
+            if until:
+                table, names = "ohlc_5m_history", f"{names}, valid_from, valid_to"
+                moments.insert(0, moments[0])
+            values = [*candle, *moments]
+            connection.execute(
+                f"INSERT INTO {table} ({names}) VALUES ({', '.join(['%s'] * len(values))})",  # type: ignore[arg-type]
+                values,
+            )
+        for number in range(4):
+            start = START + number * STEP
+            connection.execute(
+                "INSERT INTO lake_window (window_start, built_at) VALUES (%s, now())", (start,)
+            )
+            for ticker, ratio in (("BTC", None), ("ETH", number / 4)):
+                connection.execute(
+                    "INSERT INTO coverage_5m (ticker, window_start, source, subscribed, coverage_ratio, "
+                    "book_count) VALUES (%s, %s, 'simulator', true, %s, 3)",
+                    (ticker, start, ratio),
+                )
+        connection.execute("INSERT INTO ticker VALUES ('ETH', 'KRW-ETH', %s, %s)", (START, START + 3 * STEP))
+    with Client(settings) as opened:
+        yield opened
+
+
+def prices(frame: pd.DataFrame) -> dict[str, float]:
+    return {f"{moment:%H:%M}": price for moment, price in frame["close_price"].items()}
+
+
+@pytest.mark.parametrize(
+    ("asof", "expected"),
+    [
+        ("2025-02-02 16:05", {}),
+        ("2025-02-02 16:06", {"16:00": 10}),
+        ("2025-02-02 16:59:59", {"16:00": 10, "16:05": 20, "16:15": 40}),
+        ("2025-02-02 17:00", {"16:00": 11, "16:05": 20, "16:15": 40}),
+        (None, {"16:00": 11, "16:05": 20, "16:15": 40}),
+    ],
+)
+def test_candles_as_of_a_moment_are_what_was_known_then(
+    known: Client, asof: str | None, expected: dict[str, float]
+) -> None:
+    found = known.candles("ETH", asof=asof)
+    assert prices(found) == expected
+    assert list(found.columns) == list(known.candles("ETH").columns)
+    later = {start: price for start, price in expected.items() if start >= "16:05"}
+    assert prices(known.candles("ETH", "2025-02-02 16:05", asof=asof)) == later
+    before = {start: price for start, price in expected.items() if start < "16:15"}
+    assert prices(known.candles("ETH", end="2025-02-02 16:15", asof=asof)) == before
+
+
+def test_the_filled_series_has_every_window_and_says_what_was_carried(known: Client) -> None:
+    filled = known.candles("ETH", filled=True)
+    assert prices(filled) == {"16:00": 11, "16:05": 20, "16:10": 20, "16:15": 40}
+    assert filled["carried_forward"].tolist() == [False, False, True, False]
+    assert filled["carried_from"].tolist()[2] == pd.Timestamp("2025-02-02 16:05", tz=SEOUL)
+    assert prices(known.candles("ETH", "2025-02-02 16:10", "2025-02-02 16:15", filled=True)) == {"16:10": 20}
+
+
+def test_hours_and_days_are_those_of_the_market_clock(known: Client) -> None:
+    hours = known.candles("ETH", freq="1h")
+    assert list(hours.index) == [pd.Timestamp("2025-02-02 16:00", tz=SEOUL)]
+    assert hours[["open_price", "high_price", "low_price", "close_price", "windows"]].values.tolist() == [
+        [11, 40, 11, 40, 3]
+    ]
+    days = known.candles("ETH", freq="1d")
+    assert list(days.index) == [pd.Timestamp("2025-02-02", tz=SEOUL)]
+    assert str(days.index.dtype) == "datetime64[ns, Asia/Seoul]"
+    assert days["book_count"].tolist() == [9]
+    for freq, end in (("1h", "2025-02-02 16:00"), ("1d", "2025-02-02")):
+        assert known.candles("ETH", end=end, freq=freq).empty  # type: ignore[arg-type]
+        assert len(known.candles("ETH", end, freq=freq)) == 1  # type: ignore[arg-type]
+
+
+def test_coverage_is_a_frame_of_one_ticker_or_of_all(known: Client) -> None:
+    ours = known.coverage("ETH", "2025-02-02 16:05", "2025-02-02 16:15")
+    assert list(ours.index) == [pd.Timestamp(f"2025-02-02 16:{m}", tz=SEOUL) for m in ("05", "10")]
+    assert ours["coverage_ratio"].tolist() == [0.25, 0.5]
+    assert ours.attrs == {"ticker": "ETH", "source": "simulator"}
+    everybody = known.coverage()
+    assert everybody["ticker"].tolist() == ["BTC", "ETH"] * 4
+    unknown = everybody[everybody["ticker"] == "BTC"]["coverage_ratio"]
+    assert unknown.dtype == "float64"
+    assert unknown.isna().all()
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"freq": "7min"}, "freq='7min' is none of 5min, 1h, 1d"),
+        ({"freq": "1h", "filled": True}, "only one of freq, asof and filled"),
+        ({"asof": "2025-02-02", "filled": True}, "only one of freq, asof and filled"),
+        ({"asof": "soon"}, "'soon' is no moment"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_clear_line(ours: Client, how: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        ours.candles("BTC", **how)
 
 
 @pytest.mark.parametrize(("ticker", "start"), [("B T C", None), ("BTC", "yesterday-ish")])

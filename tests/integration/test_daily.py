@@ -27,15 +27,18 @@ from cryptostream_dagster.daily import DailyBuilt, daily_step
 from cryptostream_dagster.day import Day
 from cryptostream_dagster.definitions import build_defs
 from cryptostream_dagster.resources import Platform
+from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.transforms.daily import DayWriter, daily_path
 from cryptostream_dagster.transforms.parquet import read_books
-from cryptostream_dagster.transforms.storage import Storage
+from cryptostream_dagster.transforms.storage import Storage, open_storage
 from cryptostream_dagster.warehouse.connection import connect
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
+from tests.fake_gcs import FakeGcs
 from tests.lake_builder import SEOUL, LakeBuilder, Row, frame, instant
 from tests.pipeline import Pipeline, pipeline_settings
 from tests.postgres_fixture import TestDatabase
+from tests.window_objects import write_window
 
 DAY = Day(date(2025, 2, 2), SEOUL)
 # A short day: the lake began and the partitions start twenty minutes before midnight.
@@ -412,6 +415,29 @@ def test_silence_and_windows_before_the_lake_close_a_day_as_they_are(world: Worl
         pipeline.build(window)
     assert pipeline.daily().windows == 5
     pipeline.assert_file_is_its_windows("BTC")
+
+
+def test_a_day_on_gcs_is_the_day_in_a_folder(
+    tmp_path: Path, gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.url)
+    bucket = gcs.bucket()
+    frames: list[pd.DataFrame] = []
+    for root in (tmp_path.as_uri(), f"gs://{bucket}/p"):
+        settings = PipelineSettings(_env_file=None, parquet_url=f"{root}/windows", daily_url=f"{root}/days")
+        parquet, daily = open_storage("", f"{root}/windows"), open_storage("", f"{root}/days")
+        parts = [write_window(parquet, window, 50) for window in list(DAY.windows())[:110]][:100]
+        assert DayWriter(parquet, daily, group_rows=900).write("BTC", DAY, parts, {}) > 0
+        # Some of these windows the file holds, some it does not, and one of them was built again.
+        write_window(parquet, parts[90].window, 50, version=2)
+        frames.append(Client(settings).books("BTC", parts[80].window.start, parts[99].window.shifted(10).end))
+        assert len(frames[-1]) == 30 * 50 - 1  # the first window's snapshot is older
+        assert frames[-1]["ask_price1"].value_counts().to_dict() == {1.0: 29 * 50 - 1, 2.0: 50}
+        copied = PipelineSettings(_env_file=None, parquet_url=f"{root}/none", daily_url=f"{root}/days")
+        assert len(Client(copied).books("BTC", DAY.start, DAY.end)) == 100 * 50 - 1
+    pd.testing.assert_frame_equal(*frames)
+    with pytest.raises(UserError, match=r"^gs://\S+/windows/.*BTC-202502020000\.parquet: is not there"):
+        DayWriter(parquet, daily).write("ETH", DAY, parts, {})
 
 
 class Location:
