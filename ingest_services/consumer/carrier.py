@@ -54,6 +54,7 @@ class Partition:
         chain: The chain it is carried into.
         buffer: What was read and is in no batch.
         committed: Its chain's tail.
+        last: Where the newest commit that is known begins; None if none is.
         through_ms: The last claim: end of a minute, ms since the epoch.
         proven: The end of a minute and the log's end learned after that minute and lateness had passed.
         job: The commit that is running, at most one.
@@ -66,6 +67,7 @@ class Partition:
     chain: Chain
     buffer: Buffer
     committed: int
+    last: int | None = None
     through_ms: int = 0
     proven: tuple[int, int] | None = None
     job: Future[Commit | None] | None = None
@@ -287,7 +289,10 @@ class Session:
         log.info(
             "carrying", section=section.name, chain=chain.number, partition=section.partition, offset=tail
         )
-        return Partition(section, chain, buffer, tail, claimed.minutes_through_ms if claimed else 0)
+        begun = Partition(section, chain, buffer, tail)
+        if claimed is not None:
+            begun.last, begun.through_ms = claimed.last, claimed.minutes_through_ms
+        return begun
 
     def step(self) -> bool:
         """Do one turn of everything; return whether there is another one."""
@@ -360,7 +365,7 @@ class Session:
 
     def _count(self, partition: Partition, commit: Commit) -> None:
         name = partition.section.name
-        partition.committed = commit.next
+        partition.committed, partition.last = commit.next, commit.base
         metrics.COMMITS.labels(name).inc()
         metrics.COMMITTED.labels(name, "book").inc(commit.books)
         metrics.COMMITTED.labels(name, "heartbeat").inc(commit.heartbeats)
@@ -386,7 +391,7 @@ class Session:
         log.warning("another writer was first", section=partition.section.name, at=str(fence), tail=tail)
         metrics.FENCED.labels(partition.section.name).inc()
         partition.buffer = Buffer(tail)
-        partition.committed = tail
+        partition.last, partition.committed = partition.committed, tail
         partition.proven = None
         self.log.seek(partition.tp, tail)
 
@@ -474,8 +479,9 @@ class Session:
             # A claim speaks of this topic's log, too: what the broker answered may have been another's.
             self._require_chain(chain)
         if claim_ms is not None:
-            reached = batch.next if batch else partition.committed
-            self.sink.claim(Progress(chain.number, number, reached, claim_ms, self.sink.clock.now_ms()))
+            reached, last = (batch.next, batch.base) if batch else (partition.committed, partition.last)
+            now_ms = self.sink.clock.now_ms()
+            self.sink.claim(Progress(chain.number, number, reached, claim_ms, now_ms, last))
             partition.through_ms = claim_ms
             metrics.THROUGH.labels(chain.topic, number).set(claim_ms / 1000)
         return commit
@@ -538,12 +544,14 @@ class Session:
             self.finish()
 
     def finish(self) -> None:
-        """Commit everything that was read."""
-        for partition in self._partitions:
-            while partition.job is not None or len(partition.buffer):
+        """Commit everything that was read, of all partitions at once: after a signal there is little time."""
+        left = self._partitions
+        while left := [p for p in left if p.job is not None or len(p.buffer)]:
+            for partition in left:
                 if partition.job is None:
                     buffer = partition.buffer
                     self._start(partition, buffer.take(len(buffer), MAX_FILES_PER_COMMIT), None)
+            for partition in left:
                 if partition.job is not None:
                     partition.job.exception()
                 self._settle(partition)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.admin import KafkaAdminClient
-from kafka.errors import KafkaTimeoutError
+from kafka.errors import KafkaError
 
 from ingest_services import kafka
 from ingest_services.consumer import batches
@@ -128,6 +128,7 @@ class KafkaLog:
         self._admin = admin
         self._admin_lock = threading.Lock()
         self._partitions: tuple[TopicPartition, ...] = ()
+        self._hints = True
 
     def describe(self, topic: str) -> tuple[str, tuple[int, ...]]:
         """See `Log.describe`."""
@@ -145,9 +146,13 @@ class KafkaLog:
 
     def hint(self, partition: TopicPartition) -> int | None:
         """See `Log.hint`."""
+        if not self._hints:
+            return None
         try:
             offset = self._consumer.committed(partition, timeout_ms=HINT_TIMEOUT_S * 1000)
-        except KafkaTimeoutError:
+        except KafkaError:
+            # The group's coordinator is away: to ask for each of many partitions would take a minute.
+            self._hints = False
             return None
         return None if offset is None else int(offset)
 

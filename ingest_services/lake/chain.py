@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import orjson
@@ -17,6 +18,9 @@ from ingest_services.lake import layout
 from ingest_services.lake.store import ObjectExists, ObjectMissing, ObjectStore
 
 FileKind = Literal["book", "heartbeat", "quarantine"]
+
+# Commits that are read one by one to come to a tail; where there are more, to list them is quicker.
+MAX_WALK = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,8 @@ class Progress:
         next: Committed up to this offset.
         minutes_through_ms: End of the last minute of which everything that the log held is committed, ms.
         at_ms: When it was claimed, ms since the epoch.
+        last: Where the newest commit that its writer knew begins; None if it knew of none. It proves nothing:
+            `find_tail` looks whether the commit is there.
     """
 
     chain: int
@@ -148,6 +154,7 @@ class Progress:
     next: int
     minutes_through_ms: int
     at_ms: int
+    last: int | None = None
 
 
 class Fenced(Exception):  # noqa: N818 - an answer, not a failure
@@ -326,23 +333,39 @@ def retire(store: ObjectStore, chain: Chain, ends: Mapping[int, int], now_ms: in
 def find_tail(store: ObjectStore, chain: Chain, partition: int, hint: int | None = None) -> int:
     """Return the offset at which a partition's chain ends: the `next` of its last commit.
 
+    It is looked for from a commit that is known to exist: after a year a partition has half a million of
+    them, and whoever takes over would list them all.
+
     Args:
         store: The lake.
         chain: The chain.
         partition: The partition.
         hint: An offset that may be a boundary, such as Kafka's committed offset. It is used only if a commit
-            begins there, and saves the listing.
+            begins there, and so is what the claim says; if neither helps, the commits are listed.
     """
-    base = chain.start[partition]
-    if hint is not None and hint > base and _has_commit(store, chain.number, partition, hint):
-        base = hint
-    else:
-        last = max(store.list(layout.commits_prefix(chain.number, partition)), default=None)
-        if last is not None:
-            base = int(last.rpartition("/")[2].removesuffix(".json"))
+    known = _last_known(store, chain, partition, hint)
+    if known is not None:
+        behind = list(islice(commits_from(store, chain.number, partition, known), MAX_WALK + 1))
+        if len(behind) <= MAX_WALK:
+            return behind[-1].next if behind else known
+    last = max(store.list(layout.commits_prefix(chain.number, partition)), default=None)
+    base = chain.start[partition] if last is None else int(last.rpartition("/")[2].removesuffix(".json"))
     for commit in commits_from(store, chain.number, partition, base):
         base = commit.next
     return base
+
+
+def _last_known(store: ObjectStore, chain: Chain, partition: int, hint: int | None) -> int | None:
+    """Return where a commit begins, the newer of what the hint and the claim say; None if neither helps."""
+    try:
+        claim = read_progress(store, chain.number, partition)
+    except UserError:
+        claim = None  # The next claim replaces it; `audit` names it.
+    hints = [base for base in (hint, claim.last if claim else None) if base is not None]
+    for base in sorted(hints, reverse=True):
+        if base >= chain.start[partition] and _has_commit(store, chain.number, partition, base):
+            return base
+    return None
 
 
 def ends_of(chains: Iterable[Chain]) -> dict[int, Mapping[int, int]]:

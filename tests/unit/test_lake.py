@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -143,6 +144,62 @@ def test_the_tail_is_found_whatever_the_hint_says(store: FolderStore, hint: int 
     for base, next_ in [(0, 10), (10, 17), (17, 25)]:
         chains.write_commit(store, commit(base, next_))
     assert chains.find_tail(store, chain, 0, hint) == 25
+
+
+@pytest.mark.parametrize("last", [None, 0, 10, 12, 17, 25, 99])
+@pytest.mark.parametrize("hint", [None, 10, 25])
+def test_the_tail_is_found_whatever_the_claim_says(
+    store: FolderStore, last: int | None, hint: int | None
+) -> None:
+    chain = open_first(store)
+    for base, next_ in [(0, 10), (10, 17), (17, 25)]:
+        chains.write_commit(store, commit(base, next_))
+    chains.write_progress(store, Progress(1, 0, 25, 60_000, 66_000, last))
+    assert chains.find_tail(store, chain, 0, hint) == 25
+    store.replace(layout.progress_path(1, 0), b"no claim")
+    assert chains.find_tail(store, chain, 0, hint) == 25
+
+
+def test_the_tail_is_found_at_a_seal_and_behind_more_commits_than_are_walked(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = open_first(store)
+    monkeypatch.setattr(chains, "MAX_WALK", 3)
+    for base in range(0, 60, 10):
+        chains.write_commit(store, commit(base, base + 10))
+        chains.write_progress(store, Progress(1, 0, 10, 60_000, 66_000, 0))
+        assert chains.find_tail(store, chain, 0) == base + 10
+    chains.write_commit(store, dataclasses.replace(commit(60, 70), next=60, token="seal", missing=()))
+    for last in (None, 20, 50, 60):
+        chains.write_progress(store, Progress(1, 0, 60, 60_000, 66_000, last))
+        assert chains.find_tail(store, chain, 0) == 60
+
+
+def test_who_takes_over_after_a_claim_lists_no_commits(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = open_first(store)
+    for base in range(0, 50, 10):
+        chains.write_commit(store, commit(base, base + 10))
+    chains.write_progress(store, Progress(1, 0, 40, 60_000, 66_000, 30))
+    listed: list[str] = []
+    through = FolderStore.list
+
+    def note(self: FolderStore, prefix: str, start_after: str = "") -> Iterator[str]:
+        listed.append(prefix)
+        return through(self, prefix, start_after)
+
+    monkeypatch.setattr(FolderStore, "list", note)
+    assert open_first(store, log_end=50) == first
+    # What Kafka has as committed is the tail itself, where no commit begins.
+    assert chains.find_tail(store, first, 0, 50) == 50
+    assert listed == [layout.CHAINS]
+
+
+def test_a_claim_that_was_made_by_an_older_writer_is_read(store: FolderStore) -> None:
+    old = b'{"chain":1,"partition":0,"next":10,"minutes_through_ms":60000,"at_ms":66000}'
+    store.replace(layout.progress_path(1, 0), old)
+    assert chains.read_progress(store, 1, 0) == Progress(1, 0, 10, 60_000, 66_000)
 
 
 def test_the_same_log_goes_on_in_the_same_chain(store: FolderStore) -> None:
