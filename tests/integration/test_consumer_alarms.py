@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import orjson
@@ -41,13 +41,13 @@ class Watched:
     def reasons(self) -> list[str] | None:
         """What its health says is wrong; None if it does not answer."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=30) as answer:
                 return list(orjson.loads(answer.read())["reasons"])
         except OSError:
             return None
 
     def metrics(self) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
             return str(answer.read().decode())
 
     def committed(self) -> float:
@@ -97,8 +97,11 @@ def test_when_the_first_of_two_is_killed_the_second_goes_on_by_itself(pipe: Pipe
         return [chains.find_tail(store, chain, number) for number in range(pipe.partitions)]
 
     pipe.send(large_books())
-    with consuming(pipe) as first, consuming(pipe) as second:
-        wait_for(lambda: first.committed() > 0, "the first to commit", 60)
+    with ExitStack() as running:
+        first = running.enter_context(consuming(pipe))
+        # Before there is anybody to be quicker.
+        wait_for(lambda: first.committed() > 0, "the first to commit")
+        second = running.enter_context(consuming(pipe))
         first.process.kill()
         first.process.wait()
         behind = tails()

@@ -148,7 +148,7 @@ def test_two_writers_before_a_store_that_loses_answers_and_fails_are_harmless(pi
     for part in range(5):
         pipe.send(book_records(400, at_ms=time.time_ns() // 1_000_000 - part * MINUTE_MS))
         time.sleep(0.4)
-    wait_for(lambda: pipe.log().count("carrying") >= 4, "both to begin", 40)
+    wait_for(lambda: pipe.log().count("carrying") >= 4, "both to begin")
     assert pipe.stop(first) == 0, f"seed {seed}: {pipe.log()}"
     assert pipe.stop(second) == 0, f"seed {seed}: {pipe.log()}"
     assert_exactly_once(pipe)
@@ -177,13 +177,13 @@ def test_a_store_that_hangs_keeps_no_consumer_from_ending_and_loses_nothing(pipe
 def test_a_bucket_that_is_not_there_is_one_line_and_status_2(pipe: GcsPipe) -> None:
     pipe.bucket = "nowhere"
     consumer = pipe.consume()
-    assert consumer.wait(30) == 2
+    assert consumer.wait(60) == 2
     assert "there is no bucket nowhere" in pipe.log()
     assert "Traceback" not in pipe.log()
 
 
 def test_the_lake_says_whose_it_is_on_this_store_too(pipe: GcsPipe) -> None:
     pipe.store.create("lake.json", orjson.dumps({"format": 1, "source": "upbit", "time_zone": "Asia/Seoul"}))
-    assert pipe.consume().wait(30) == 2
+    assert pipe.consume().wait(60) == 2
     assert "never share a lake" in pipe.log()
     assert list(pipe.store.list("")) == ["lake.json"]

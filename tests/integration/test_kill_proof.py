@@ -178,7 +178,8 @@ class Consumer:
 
     @property
     def began(self) -> bool:
-        return self.log.read_bytes().count(b'"carrying"') == PARTITIONS
+        # More, if the broker did not answer for a while and it began anew.
+        return self.log.read_bytes().count(b'"carrying"') >= PARTITIONS
 
     def rss_mb(self) -> float:
         with suppress(psutil.Error):
