@@ -204,7 +204,7 @@ class LakeBuilder:
         else:
             room = {"heartbeat": "coverage", "quarantine": "quarantine"}[kind]
             path = layout.side_path(room, minute_ms, partition, base, token, SEOUL, self.suffix)
-        data = lines.compress(b"".join(line for line, _, _ in content), self.suffix)
+        data = lines.pack([line for line, _, _ in content], self.suffix)
         self.store.create(path, data)
         return chains.CommitFile(
             kind,

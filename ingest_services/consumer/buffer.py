@@ -8,9 +8,9 @@ from itertools import islice
 
 from ingest_services.consumer.entries import Entry
 
-# What an entry takes in memory beside the bytes of its line: the tuple, its numbers, its ticker, its place in
-# the queue. A flood of tiny records would otherwise take several times the budget.
-ENTRY_BYTES = 340
+# What an entry takes in memory beside the bytes of its line: the tuple, its numbers, its place in the queue.
+# A flood of tiny records would otherwise take several times the budget.
+ENTRY_BYTES = 270
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +74,24 @@ class Buffer:
                 return len(self._entries) - behind
         return 0
 
-    def take(self, count: int, max_files: int) -> Batch | None:
+    def take(self, count: int, max_files: int, max_bytes: int) -> Batch | None:
         """Cut the next batch.
 
         Args:
             count: Take the first `count` entries; taking all of them takes the offsets behind them, too, that
                 were read and hold no record.
             max_files: Stop before the entries need more objects than this.
+            max_bytes: Stop before they take more memory than this, but for one that does so alone.
 
         Returns:
             The batch, or None if there is nothing to commit.
         """
         names: set[tuple[str, str, int]] = set()
+        size = 0
         for index, entry in enumerate(islice(self._entries, count)):
             names.add((entry.kind, entry.ticker, entry.minute_ms))
-            if len(names) > max_files:
+            size += len(entry.line) + ENTRY_BYTES
+            if len(names) > max_files or (size > max_bytes and index):
                 count = index
                 break
         entries = tuple(self._entries.popleft() for _ in range(count))

@@ -33,7 +33,14 @@ from ingest_services.settings import IngestSettings
 
 # One object per ticker and minute: 855 markets of the exchange over a few minutes of catching up.
 MAX_FILES_PER_COMMIT = 2_000
-MAX_BATCH_BYTES = 16 << 20
+# A batch is packed while the next one is read; what that takes beside the budget grows with the batch.
+MAX_BATCH_BYTES = 32 << 20
+MAX_BATCH = 1 / 4
+# From this share of the budget on, batches are cut by size: so late, because the budget should hold a minute
+# of everything, and what is cut within it needs an object more. And only while less than the other share is
+# on its way to the lake already.
+SHORT_OF_MEMORY = 7 / 8
+ON_ITS_WAY = 1 / 8
 DRAIN_S = 3.0
 MIN_REOPEN_S = 1.0
 CHECK_CHAIN_S = 5.0
@@ -60,7 +67,7 @@ class Partition:
         job: The commit that is running, at most one.
         job_bytes: Size of its lines.
         job_oldest_us: When the first of its records was received, µs since the epoch; None if it has none.
-        paused: Whether reading is paused because the buffer is full.
+        paused: Whether reading is paused because the budget is spent.
     """
 
     section: ConsumerSection
@@ -105,7 +112,7 @@ class Carrier:
         settings: The process's settings.
         sink: Where batches go.
         stopping: Ends the work: read to the end (bounded), commit everything, return.
-        partition_budget: Bytes that one partition may hold in memory.
+        budget: Bytes that its partitions may hold in memory together.
         connect: Connects to the log; brokers and group.
         workers: Makes threads; how many and their name.
         polled_s: When the broker was last asked for records, monotonic clock; 0 if never.
@@ -116,7 +123,7 @@ class Carrier:
     settings: IngestSettings
     sink: Sink
     stopping: threading.Event
-    partition_budget: int
+    budget: int
     connect: Callable[[str, str], Log] = connect_log
     workers: Callable[[int, str], Executor] = ThreadPoolExecutor
     polled_s: float = field(default=0.0, init=False)
@@ -167,7 +174,7 @@ class Carrier:
                 self.settings,
                 self.sink,
                 self.stopping,
-                min(MAX_BATCH_BYTES, self.partition_budget // 2),
+                self.budget,
                 broker,
                 jobs,
                 questions,
@@ -194,8 +201,7 @@ class Session:
         settings: The process's settings.
         sink: Where batches go.
         stopping: Ends the work.
-        batch_bytes: A batch is cut at this size. A partition holds at most two, one being read and one being
-            committed, and one poll more.
+        budget: Bytes that the partitions may hold in memory together, and one poll more.
         log: The connection.
         jobs: Runs commits.
         questions: Asks the broker.
@@ -205,7 +211,7 @@ class Session:
     settings: IngestSettings
     sink: Sink
     stopping: threading.Event
-    batch_bytes: int
+    budget: int
     log: Log
     jobs: Executor
     questions: Executor
@@ -305,6 +311,8 @@ class Session:
         self._ask()
         for partition in self._partitions:
             self._advance(partition)
+        self._cut_by_size()
+        self._pause_or_resume()
         return not self._drained()
 
     def _heed_stopping(self) -> None:
@@ -339,12 +347,6 @@ class Session:
             oldest_us = partition.job_oldest_us or partition.buffer.oldest_us
             age_s = 0 if oldest_us is None else self.sink.clock.now_ms() / 1000 - oldest_us / 1e6
             metrics.OLDEST.labels(tp.topic, tp.partition).set(max(0, age_s))
-            if not partition.paused and held >= 2 * self.batch_bytes:
-                self.log.pause(tp)
-                partition.paused = True
-            elif partition.paused and held < self.batch_bytes:
-                self.log.resume(tp)
-                partition.paused = False
 
     def _settle(self, partition: Partition) -> None:
         """Look after a job that ended."""
@@ -443,21 +445,45 @@ class Session:
             self._check_at_s = self.sink.clock.monotonic_s() + CHECK_CHAIN_S
 
     def _advance(self, partition: Partition) -> None:
-        """Start the next job if there is something to commit or to claim."""
+        """Start the next job if a minute is over and there is something to commit or to claim."""
         if partition.job is not None:
             return
         buffer = partition.buffer
-        if buffer.bytes >= self.batch_bytes:
-            self._start(partition, buffer.take(len(buffer), MAX_FILES_PER_COMMIT), None)
-            return
         if partition.proven is None or buffer.next < partition.proven[1]:
             return
         end_ms = partition.proven[0]
         if end_ms <= partition.through_ms:
             return
-        batch = buffer.take(buffer.count_through(end_ms), MAX_FILES_PER_COMMIT)
+        batch = self._take(partition, buffer.count_through(end_ms))
         claim_ms = None if buffer.count_through(end_ms) else end_ms
         self._start(partition, batch, claim_ms)
+
+    def _take(self, partition: Partition, count: int) -> Batch | None:
+        most = min(MAX_BATCH_BYTES, int(self.budget * MAX_BATCH))
+        return partition.buffer.take(count, MAX_FILES_PER_COMMIT, most)
+
+    def _cut_by_size(self) -> None:
+        """Cut the largest buffers while memory is short and not enough of it is on its way to the lake."""
+        if self._held() < self.budget * SHORT_OF_MEMORY:
+            return
+        on_its_way = sum(partition.job_bytes for partition in self._partitions)
+        idle = [p for p in self._partitions if p.job is None and len(p.buffer)]
+        for partition in sorted(idle, key=lambda p: p.buffer.bytes, reverse=True):
+            if on_its_way >= self.budget * ON_ITS_WAY:
+                return
+            self._start(partition, self._take(partition, len(partition.buffer)), None)
+            on_its_way += partition.job_bytes
+
+    def _pause_or_resume(self) -> None:
+        """Stop reading all partitions while the budget is spent."""
+        spent = self._held() >= self.budget
+        for partition in self._partitions:
+            if partition.paused != spent:
+                (self.log.pause if spent else self.log.resume)(partition.tp)
+                partition.paused = spent
+
+    def _held(self) -> int:
+        return sum(partition.buffer.bytes + partition.job_bytes for partition in self._partitions)
 
     def _start(self, partition: Partition, batch: Batch | None, claim_ms: int | None) -> None:
         if batch is None and claim_ms is None:
@@ -549,8 +575,7 @@ class Session:
         while left := [p for p in left if p.job is not None or len(p.buffer)]:
             for partition in left:
                 if partition.job is None:
-                    buffer = partition.buffer
-                    self._start(partition, buffer.take(len(buffer), MAX_FILES_PER_COMMIT), None)
+                    self._start(partition, self._take(partition, len(partition.buffer)), None)
             for partition in left:
                 if partition.job is not None:
                     partition.job.exception()

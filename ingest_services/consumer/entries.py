@@ -7,7 +7,7 @@ frame changes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import orjson
 
@@ -22,6 +22,9 @@ STAMPS_MS = range(10**12, 10**13)
 # A book of 30 levels has 32. This bounds how deep a line can nest: parsers give up at a thousand levels or
 # sooner, and a line has one more than its frame.
 MOST_BRACKETS = 500
+
+
+ValueT = TypeVar("ValueT", int, str)
 
 
 class Unreadable(list[tuple[str, bytes | None]]):
@@ -119,7 +122,8 @@ def _understand(partition: int, offset: int, value: bytes | None, envelope: Enve
         # A snapshot is state, not an event: it may be minutes old and must not reopen an old window.
         moment_ms = envelope.received_us // 1000 if frame.stream_type == SNAPSHOT else frame.tms
         line = lines.book_line(*head, value)
-        entry = Entry(offset, "book", frame.ticker, _minute(moment_ms), frame.tms, envelope.received_us, line)
+        minute_ms, ticker = _shared(_minute(moment_ms)), _shared(frame.ticker)
+        entry = Entry(offset, "book", ticker, minute_ms, frame.tms, envelope.received_us, line)
     return entry
 
 
@@ -164,6 +168,17 @@ def _is_json(line: bytes) -> bool:
     except orjson.JSONDecodeError:
         return False
     return True
+
+
+# One object of each ticker and minute, for all of the thousands of entries that have it.
+_SHARED: dict[Any, Any] = {}
+MAX_SHARED = 10_000
+
+
+def _shared(value: ValueT) -> ValueT:
+    if len(_SHARED) >= MAX_SHARED:
+        _SHARED.clear()
+    return cast(ValueT, _SHARED.setdefault(value, value))
 
 
 def _minute(moment_ms: int) -> int:

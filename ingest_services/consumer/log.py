@@ -237,7 +237,7 @@ def connect_log(bootstrap: str, group: str) -> KafkaLog:
         auto_offset_reset="none",
         enable_incremental_fetch_sessions=False,
         max_poll_records=MAX_POLL_RECORDS,
-        fetch_max_bytes=16 << 20,
+        fetch_max_bytes=8 << 20,
     )
     try:
         admin = kafka.connect_admin(bootstrap)

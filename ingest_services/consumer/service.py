@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -28,6 +30,8 @@ GIVE_UP_S = 5.0
 END_S = 9.0
 PARALLEL_UPLOADS = 16
 HEAR_SIGNALS_S = 0.5
+# In <malloc.h>.
+M_ARENA_MAX = -8
 
 log = structlog.get_logger()
 
@@ -49,6 +53,7 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
         UserError: Before anything is started: broker, topic, partition or lake are not as the settings say,
             or the metrics port is taken.
     """
+    _keep_little_of_what_was_freed()
     store = open_store(settings.raw_url)
     require_whole_topics(sections, settings)
     layout.claim_lake(store, settings.source, settings.market_time_zone)
@@ -88,13 +93,13 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     # One budget for the process, however its sections are grouped.
-    partition_budget = (settings.memory_budget_mb << 20) // len(sections)
+    share = (settings.memory_budget_mb << 20) // len(sections)
     groups = {section.group: [s for s in sections if s.group == section.group] for section in sections}
     try:
         with ThreadPoolExecutor(len(groups), "carrier") as carriers:
             runs = []
             for own in groups.values():
-                carrier = Carrier(own, settings, sink, stopping, partition_budget)
+                carrier = Carrier(own, settings, sink, stopping, share * len(own))
                 runs.append(carriers.submit(carrier.run))
                 health.watch(carrier, runs[-1])
             for done in runs:
@@ -118,6 +123,16 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
             signal.signal(number, handler)
     log.info("stopped")
     return 0
+
+
+def _keep_little_of_what_was_freed() -> None:
+    """Tell the C library, where it is glibc, to share what threads free, rather than to keep it for each.
+
+    It would have up to eight heaps a processor, and what uploads and commits left there was 40 MB of 250.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, 2)
 
 
 def _store_alarms(sink: Sink) -> list[str]:

@@ -124,7 +124,7 @@ class Sink:
             path = layout.side_path(
                 {"heartbeat": "coverage", "quarantine": "quarantine"}[kind], minute_ms, *place
             )
-        data = lines.compress(b"".join(entry.line for entry in entries), self.suffix)
+        data = lines.pack([entry.line for entry in entries], self.suffix)
         with metrics.UPLOAD_SECONDS.time():
             self.persist("upload", lambda: self._create(path, data))
         return CommitFile(

@@ -154,7 +154,7 @@ def rewrite(lake: LakeBuilder, edit: Callable[[list[bytes]], list[bytes]]) -> No
     (file,) = commit["files"]
     target = lake.folder / file["path"]
     content = lines.decompress(file["path"], target.read_bytes()).splitlines(keepends=True)
-    data = lines.compress(b"".join(edit(content)), file["path"])
+    data = lines.pack(list(edit(content)), file["path"])
     target.write_bytes(data)
     file.update(bytes=len(data), crc32c=f"{crc32c(data):08x}")
     path.write_bytes(orjson.dumps(commit))

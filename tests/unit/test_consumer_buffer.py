@@ -23,7 +23,7 @@ def test_a_cut_ends_just_after_the_minutes_last_record() -> None:
     for offset, minute in enumerate([1, 1, 2, 1, 2, 3], start=10):
         buffer.append(entry(offset, minute))
     count = buffer.count_through(2 * MINUTE_MS)
-    batch = buffer.take(count, 100)
+    batch = buffer.take(count, 100, 1 << 20)
     assert batch is not None
     assert (batch.base, batch.next) == (10, 14)
     assert [e.minute_ms // MINUTE_MS for e in batch.entries] == [1, 1, 2, 1]
@@ -36,15 +36,15 @@ def test_holes_are_declared_missing_before_between_and_behind_records() -> None:
     buffer.append(entry(2, 1))
     buffer.append(entry(5, 1))
     buffer.advance(8)
-    assert buffer.take(2, 100) == Batch(0, 8, (entry(2, 1), entry(5, 1)), ((0, 2), (3, 5), (6, 8)))
+    assert buffer.take(2, 100, 1 << 20) == Batch(0, 8, (entry(2, 1), entry(5, 1)), ((0, 2), (3, 5), (6, 8)))
 
 
 def test_a_hole_alone_is_a_batch_and_nothing_is_none() -> None:
     buffer = Buffer(3)
-    assert buffer.take(0, 100) is None
+    assert buffer.take(0, 100, 1 << 20) is None
     buffer.advance(5)
-    assert buffer.take(0, 100) == Batch(3, 5, (), ((3, 5),))
-    assert buffer.take(0, 100) is None
+    assert buffer.take(0, 100, 1 << 20) == Batch(3, 5, (), ((3, 5),))
+    assert buffer.take(0, 100, 1 << 20) is None
 
 
 def test_an_offset_read_again_is_refused() -> None:
@@ -57,7 +57,7 @@ def test_a_batch_never_needs_more_objects_than_allowed() -> None:
     buffer = Buffer(0)
     for offset in range(10):
         buffer.append(entry(offset, offset // 2))
-    batch = buffer.take(10, 3)
+    batch = buffer.take(10, 3, 1 << 20)
     assert batch is not None
     assert len({e.minute_ms for e in batch.entries}) == 3
     assert (batch.next, buffer.base) == (6, 6)
@@ -80,8 +80,8 @@ def test_every_offset_is_in_exactly_one_batch_or_still_buffered(
         buffer.append(entry(offset, minute, ticker))
         offset += 1
         if pending and offset % 7 == 0:
-            batches.append(buffer.take(buffer.count_through(pending.pop() * MINUTE_MS), max_files))
-    while (batch := buffer.take(len(buffer), max_files)) is not None:
+            batches.append(buffer.take(buffer.count_through(pending.pop() * MINUTE_MS), max_files, 1 << 20))
+    while (batch := buffer.take(len(buffer), max_files, 1 << 20)) is not None:
         batches.append(batch)
     done = [b for b in batches if b is not None]
     expected = 0
@@ -111,6 +111,6 @@ def test_the_budget_counts_what_records_take_in_memory_however_small_they_are(va
     finally:
         tracemalloc.stop()
     assert 0.7 * buffer.bytes < taken < 1.1 * buffer.bytes
-    batch = buffer.take(len(buffer), 2_000)
+    batch = buffer.take(len(buffer), 2_000, 1 << 30)
     assert batch is not None
     assert (buffer.bytes, batch.bytes > 2_000 * len(value)) == (0, True)

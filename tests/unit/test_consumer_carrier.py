@@ -1,4 +1,4 @@
-"""One carrier at work on a log in memory and a folder, with real threads: what time alone would not show."""
+"""A session on a log in memory and a folder, with real threads: its memory, and what happens at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ import pytest
 from kafka import TopicPartition
 
 from ingest_services.config import ConsumerSection
+from ingest_services.consumer.buffer import ENTRY_BYTES
 from ingest_services.consumer.carrier import Session
+from ingest_services.consumer.clock import Clock
 from ingest_services.consumer.log import Read
 from ingest_services.consumer.sink import Sink
 from ingest_services.lake import chain as chains
@@ -24,15 +26,21 @@ from ingest_services.lake import layout
 from ingest_services.lake.store import FolderStore
 
 PARTITIONS = 6
-RECORDS = 20
+BUDGET = 1 << 20
+NOW_MS = 1_738_480_590_000
+# Quarantine: 750 bytes become 1,000 in base64.
+VALUE = b"?" * 750
+RECORD_BYTES = 1_150 + ENTRY_BYTES
+POLL_RECORDS = 10
 
 
 @dataclass
-class OneBatch:
-    """A log that gives some records of each partition at the first poll, and nothing more."""
+class ScriptedLog:
+    """A log that holds some records of each partition, all of this minute, and gives ten of each a poll."""
 
-    begun: dict[TopicPartition, int] = field(default_factory=dict)
-    given: bool = False
+    held: dict[int, int]
+    positions: dict[TopicPartition, int] = field(default_factory=dict)
+    paused: set[TopicPartition] = field(default_factory=set)
 
     def describe(self, topic: str) -> tuple[str, tuple[int, ...]]:
         return "a", tuple(range(PARTITIONS))
@@ -41,7 +49,7 @@ class OneBatch:
         return dict.fromkeys(partitions, 0)
 
     def ends(self, positions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-        return dict.fromkeys(positions, RECORDS)
+        return {tp: self.held.get(tp.partition, 0) for tp in positions}
 
     def hint(self, partition: TopicPartition) -> int | None:
         return None
@@ -50,17 +58,28 @@ class OneBatch:
         pass
 
     def begin(self, positions: Mapping[TopicPartition, int]) -> None:
-        self.begun = dict(positions)
+        self.positions = dict(positions)
+
+    def pause(self, partition: TopicPartition) -> None:
+        self.paused.add(partition)
+
+    def resume(self, partition: TopicPartition) -> None:
+        self.paused.remove(partition)
 
     def poll(self) -> Mapping[TopicPartition, Read]:
-        records: list[Any] = []
-        if not self.given:
-            records = [
-                SimpleNamespace(offset=n, timestamp=1_738_480_560_000, key=None, value=b"?", headers=[])
-                for n in range(RECORDS)
+        found = {}
+        for tp, at in self.positions.items():
+            end = at if tp in self.paused else min(at + POLL_RECORDS, self.held.get(tp.partition, 0))
+            records: list[Any] = [
+                SimpleNamespace(offset=n, timestamp=NOW_MS, key=None, value=VALUE, headers=[])
+                for n in range(at, end)
             ]
-        self.given = True
-        return dict.fromkeys(self.begun, Read(records, RECORDS, RECORDS))
+            self.positions[tp] = end
+            found[tp] = Read(records, end, end)
+        return found
+
+    def at_end(self) -> bool:
+        return all(at == self.held.get(tp.partition, 0) for tp, at in self.positions.items())
 
 
 class MeetingStore(FolderStore):
@@ -76,30 +95,110 @@ class MeetingStore(FolderStore):
         super().create(path, data)
 
 
+class ShutStore(FolderStore):
+    """Nothing is uploaded before it is opened."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.opened = threading.Event()
+
+    def create(self, path: str, data: bytes) -> None:
+        if path.startswith("quarantine"):
+            assert self.opened.wait(60)
+        super().create(path, data)
+
+
 @contextmanager
-def session_on(store: FolderStore) -> Iterator[Session]:
-    stopping = threading.Event()
+def session_on(store: FolderStore, **held: int) -> Iterator[tuple[Session, ScriptedLog]]:
+    """A session that has found its chain; `p0=7` puts seven records into partition 0."""
     with (
         ThreadPoolExecutor(4) as uploads,
         ThreadPoolExecutor(PARTITIONS) as jobs,
         ThreadPoolExecutor(2) as questions,
     ):
-        sink = Sink(store, ZoneInfo("Asia/Seoul"), ".jsonl", uploads, lambda _: None, threading.Event())
+        clock = Clock(lambda: NOW_MS)
+        sink = Sink(
+            store, ZoneInfo("Asia/Seoul"), ".jsonl", uploads, lambda _: None, threading.Event(), clock
+        )
         sections = [ConsumerSection(f"gcs_consumer{n}", "t", n, "g") for n in range(PARTITIONS)]
         settings: Any = SimpleNamespace(lateness_s=5.0, consumer_conf="consumer.conf")
-        log: Any = OneBatch()
-        yield Session(sections, settings, sink, stopping, 1 << 20, log, jobs, questions)
+        log = ScriptedLog({int(name[1:]): count for name, count in held.items()})
+        own: Any = log
+        session = Session(sections, settings, sink, threading.Event(), BUDGET, own, jobs, questions)
+        session.open()
+        yield session, log
+
+
+def tails(store: FolderStore) -> list[int]:
+    (chain,) = chains.read_chains(store)
+    return [chains.find_tail(store, chain, number) for number in range(PARTITIONS)]
+
+
+def share(of_budget: float) -> int:
+    """How many records take such a share of the budget."""
+    return int(of_budget * BUDGET / RECORD_BYTES)
+
+
+def read_all(session: Session, log: ScriptedLog) -> None:
+    while not log.at_end():
+        session.step()
+    for partition in session._partitions:
+        if partition.job is not None:
+            partition.job.result()
+    session.step()
+
+
+def test_a_minute_that_fits_into_the_budget_is_not_cut_before_its_end_whichever_partition_it_is_of(
+    tmp_path: Path,
+) -> None:
+    store = FolderStore(tmp_path)
+    with session_on(store, p0=share(0.7), p3=share(0.1)) as (session, log):
+        read_all(session, log)
+        assert tails(store) == [0] * PARTITIONS
+        session.finish()
+    assert tails(store) == [share(0.7), 0, 0, share(0.1), 0, 0]
+
+
+def test_when_memory_is_short_the_largest_is_cut_and_the_others_are_left_to_the_minutes_end(
+    tmp_path: Path,
+) -> None:
+    store = FolderStore(tmp_path)
+    with session_on(store, p0=share(0.55), p1=share(0.2), p2=share(0.2)) as (session, log):
+        read_all(session, log)
+        first, *others = tails(store)
+        assert 0 < first < share(0.55)
+        assert others == [0] * (PARTITIONS - 1)
+        session.finish()
+
+
+def test_a_store_that_hangs_costs_no_more_than_the_budget_and_all_is_read_on_when_it_works(
+    tmp_path: Path,
+) -> None:
+    store = ShutStore(tmp_path)
+    held = {"p0": share(2), "p1": share(0.5), "p5": share(0.5)}
+    with session_on(store, **held) as (session, log):
+        for _ in range(2 * share(2) // POLL_RECORDS):
+            session.step()
+        assert len(log.paused) == PARTITIONS
+        most = BUDGET + PARTITIONS * POLL_RECORDS * RECORD_BYTES
+        for _ in range(20):
+            session.step()
+            assert BUDGET <= session._held() <= most
+        assert tails(store) == [0] * PARTITIONS
+        store.opened.set()
+        read_all(session, log)
+        assert not log.paused
+        session.finish()
+    assert tails(store) == [held.get(f"p{number}", 0) for number in range(PARTITIONS)]
 
 
 def test_after_a_signal_all_partitions_are_committed_at_once(tmp_path: Path) -> None:
     store = MeetingStore(tmp_path)
-    with session_on(store) as session:
-        session.open()
+    with session_on(store, **{f"p{number}": 5 for number in range(PARTITIONS)}) as (session, _):
         session._read()
         session.stopping.set()
         try:
             session.finish()
         except threading.BrokenBarrierError:
             pytest.fail("one partition waited for another's commit, and ten seconds are not enough for many")
-    (chain,) = chains.read_chains(store)
-    assert [chains.find_tail(store, chain, number) for number in range(PARTITIONS)] == [RECORDS] * PARTITIONS
+    assert tails(store) == [5] * PARTITIONS

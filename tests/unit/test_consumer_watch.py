@@ -72,7 +72,7 @@ def test_the_oldest_entry_of_a_buffer_is_known() -> None:
     for offset, received_ms in enumerate((1_738_480_567_123, 1_738_480_567_124)):
         buffer.append(read_record(0, offset, received_ms, None, b"x", []))
     assert buffer.oldest_us == 1_738_480_567_123_000
-    batch = buffer.take(1, 10)
+    batch = buffer.take(1, 10, 1 << 20)
     assert batch is not None
     assert batch.entries[0].reason == "not JSON"
     assert buffer.oldest_us == 1_738_480_567_124_000
