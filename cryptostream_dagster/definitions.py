@@ -10,7 +10,14 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from dagster import BetaWarning, Definitions, PreviewWarning, get_dagster_logger, in_process_executor
+from dagster import (
+    BetaWarning,
+    Definitions,
+    PreviewWarning,
+    get_dagster_logger,
+    in_process_executor,
+    with_source_code_references,
+)
 
 from cryptostream_dagster import alerts, crosscheck, freshness
 from cryptostream_dagster.assets.ohlc_5m_ticker import ohlc_5m_ticker
@@ -57,13 +64,15 @@ def _compose(settings: PipelineSettings, resources: Mapping[str, Any]) -> Defini
     job, daily_job, cross_check = build_job(fresh), build_daily_job(), crosscheck.build_job(agree)
     housekeeping, every_six_hours = build_housekeeping(settings)
     return Definitions(
-        assets=[
-            raw,
-            parquet,
-            candles,
-            orderbook_daily(days, settings, parquet),
-            crosscheck.exchange_candles(),
-        ],
+        assets=with_source_code_references(
+            [
+                raw,
+                parquet,
+                candles,
+                orderbook_daily(days, settings, parquet),
+                crosscheck.exchange_candles(),
+            ]
+        ),
         asset_checks=[
             *build_checks(partitions),
             build_verdict(partitions, candles),

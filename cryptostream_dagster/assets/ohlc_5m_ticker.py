@@ -8,7 +8,6 @@ from dagster import (
     MaterializeResult,
     MetadataValue,
     ResourceParam,
-    TableRecord,
     TimeWindowPartitionsDefinition,
     asset,
 )
@@ -22,6 +21,7 @@ from cryptostream_dagster.assets.shell import (
     explained,
     table_schema,
 )
+from cryptostream_dagster.assets.shown import table
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.transforms.schema import CANDLE_COLUMNS
 from cryptostream_dagster.window import Window
@@ -34,9 +34,6 @@ DESCRIPTION = """5-minute candles of the mid of best ask and best bid, one row p
 Quotes, not trades: there is no volume. One-sided and crossed books are excluded and counted. A candle that a
 later version of its window replaces moves to `ohlc_5m_history`; `coverage_5m` says how much was listened to.
 """
-
-# Metadata lives in the event log for ever: a glance, not the table.
-_SHOWN = 10
 
 
 def ohlc_5m_ticker(partitions: TimeWindowPartitionsDefinition, parquet: AssetsDefinition) -> AssetsDefinition:
@@ -76,7 +73,7 @@ def ohlc_5m_ticker(partitions: TimeWindowPartitionsDefinition, parquet: AssetsDe
                     metadata["new"] = built.written.new
                     metadata["superseded"] = built.written.superseded
                 if shown := _busiest(built.candles):
-                    metadata["busiest_tickers"] = MetadataValue.table(shown)
+                    metadata["busiest_tickers"] = table(shown)
                 if len(context.partition_keys) == 1:
                     # A backfill's windows are many, and nobody looks at each: the event log is spared.
                     drawn = pictures(connection, window, platform.settings)
@@ -88,20 +85,17 @@ def ohlc_5m_ticker(partitions: TimeWindowPartitionsDefinition, parquet: AssetsDe
     return build
 
 
-def _busiest(candles: "list[TickerCandle]") -> list[TableRecord]:
-    busiest = sorted(candles, key=lambda candle: (-candle.book_count, candle.ticker))[:_SHOWN]
+def _busiest(candles: "list[TickerCandle]") -> list[dict[str, str | int]]:
     return [
-        TableRecord(
-            {
-                "ticker": candle.ticker,
-                "open": _plain(candle.open),
-                "high": _plain(candle.high),
-                "low": _plain(candle.low),
-                "close": _plain(candle.close),
-                "books": candle.book_count,
-            }
-        )
-        for candle in busiest
+        {
+            "ticker": candle.ticker,
+            "open": _plain(candle.open),
+            "high": _plain(candle.high),
+            "low": _plain(candle.low),
+            "close": _plain(candle.close),
+            "books": candle.book_count,
+        }
+        for candle in sorted(candles, key=lambda candle: (-candle.book_count, candle.ticker))
         if candle.book_count
     ]
 

@@ -1,6 +1,6 @@
 """`orderbook_parquet`: the books of a sealed window as typed columns, one object per ticker."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dagster import (
     AssetExecutionContext,
@@ -22,10 +22,14 @@ from cryptostream_dagster.assets.shell import (
     explained,
     table_schema,
 )
+from cryptostream_dagster.assets.shown import parquet_objects, table
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.transforms.schema import book_columns
 from cryptostream_dagster.window import Window
+
+if TYPE_CHECKING:
+    from cryptostream_dagster.transforms.books import TickerBooks
 
 DESCRIPTION = """Each book of a window once, flat, in a total order: one Parquet object per ticker and window.
 
@@ -59,7 +63,7 @@ def orderbook_parquet(
 
                 force = context.run.tags.get(FORCE_TAG) == FORCE
                 built = parquet_step(connection, window, platform.settings, force=force)
-                metadata = {
+                metadata: dict[str, Any] = {
                     "dagster/row_count": sum(books.rows for books in built.tickers),
                     "sealed_rows": sum(books.sealed_rows for books in built.tickers),
                     "duplicates": sum(books.duplicates for books in built.tickers),
@@ -69,10 +73,26 @@ def orderbook_parquet(
                     "unchanged": not built.written,
                     "version": built.version,
                     "digest": built.digest,
-                    "parquet_url": platform.settings.parquet_url,
+                    "where": parquet_objects(platform.settings.parquet_url, window, platform.settings.zone),
                 }
+                if built.tickers:
+                    metadata["largest"] = table(_largest(built.tickers))
                 return Report(built.digest, metadata)
 
             return build_windows(context, partitions, write)
 
     return build
+
+
+def _largest(tickers: "list[TickerBooks]") -> list[dict[str, str | int]]:
+    """Return what became of the rows of the tickers that had most."""
+    return [
+        {
+            "ticker": books.ticker,
+            "rows": books.rows,
+            "duplicates": books.duplicates,
+            "quarantined": books.quarantined,
+            "bytes": books.bytes,
+        }
+        for books in sorted(tickers, key=lambda books: (-books.sealed_rows, books.ticker))
+    ]

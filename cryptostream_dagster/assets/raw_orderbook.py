@@ -1,6 +1,7 @@
 """`raw_orderbook`: a window of the raw lake, sealed."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from dagster import (
@@ -21,6 +22,7 @@ from cryptostream_dagster.assets.shell import (
     build_windows,
     explained,
 )
+from cryptostream_dagster.assets.shown import raw_objects, table
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.window import Window
 
@@ -77,7 +79,10 @@ def raw_orderbook(partitions: TimeWindowPartitionsDefinition) -> AssetsDefinitio
                     "version": found.version,
                     "digest": found.digest,
                     "source": platform.settings.source,
+                    "where": raw_objects(platform.settings.raw_url, window, platform.settings.zone),
                 }
+                if short := _least_covered(sealed.coverage.ratios):
+                    metadata["least_covered"] = table(short)
                 context.log.info(
                     f"{window.label(platform.settings.zone)}: version {found.version}, {found.rows} books of "
                     f"{found.tickers} tickers in {found.files} objects"
@@ -110,3 +115,9 @@ class Patience:
 
 def _ratio(value: float | None) -> MetadataValue[Any]:
     return MetadataValue.text("unknown") if value is None else MetadataValue.float(round(value, 6))
+
+
+def _least_covered(ratios: Mapping[str, float]) -> list[dict[str, str | float]]:
+    """Return who was not wholly listened to, the least first."""
+    short = sorted((ratio, ticker) for ticker, ratio in ratios.items() if ratio < 1)
+    return [{"ticker": ticker, "coverage": round(ratio, 6)} for ratio, ticker in short]

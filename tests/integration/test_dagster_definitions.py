@@ -40,6 +40,9 @@ def test_a_run_materializes_a_window_with_metadata_and_passing_checks(world: Wor
     assert raw["data_version"] == raw["digest"]
     parquet = world.materialization("orderbook_parquet", KEYS[0])
     assert (parquet["sealed_rows"], parquet["dagster/row_count"], parquet["duplicates"]) == (4, 3, 1)
+    # Where the objects are said to be, they are.
+    assert len(list(Path("/").glob(raw["where"][1:]))) == raw["files"] == 3
+    assert len(list(Path("/").glob(parquet["where"][1:]))) == parquet["objects"] == 2
     candles = world.materialization("ohlc_5m_ticker", KEYS[0])
     assert (candles["dagster/row_count"], candles["books"], candles["new"]) == (2, 3, 2)
     assert candles["data_version"] == raw["digest"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 
 from cryptostream_dagster.definitions import build_defs
 from cryptostream_dagster.settings import PipelineSettings
 from tests.definitions_snapshot import FILE, snapshot
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_nothing_in_the_definitions_changes_unseen() -> None:
@@ -23,5 +26,9 @@ def test_every_asset_says_what_it_is_and_whose() -> None:
         node = graph.get(key)
         said = (node.description, node.owners, node.group_name != "default", node.kinds)
         assert all(said), f"{key.to_user_string()}: {said}"
+        if node.is_executable:
+            (code,) = node.metadata["dagster/code_references"].code_references
+            file = Path(code.file_path).relative_to(ROOT)
+            assert f'name="{key.to_user_string()}"' in (ROOT / file).read_text(), code
     for key in graph.asset_check_keys:
         assert graph.get_check_spec(key).description, key
