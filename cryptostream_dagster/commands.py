@@ -22,6 +22,9 @@ def register(app: typer.Typer) -> None:
     app.command()(demo)
     app.command()(migrate)
     app.command()(chart)
+    catalog = typer.Typer(help="The catalog of the lake in Postgres.", no_args_is_help=True)
+    catalog.command("rebuild")(rebuild_catalog)
+    app.add_typer(catalog, name="catalog")
 
 
 def dev(
@@ -65,6 +68,22 @@ def migrate() -> None:
         applied = schema.migrate(warehouse)
         schema.claim_database(warehouse, settings.source, settings.market_time_zone)
     typer.echo(f"applied {', '.join(applied)}" if applied else "the schema is up to date")
+
+
+def rebuild_catalog() -> None:
+    """Build the catalog anew from the lake, the Parquet and the tables; everything may go on meanwhile."""
+    from cryptostream_dagster import rebuild
+    from cryptostream_dagster.resources import Platform
+    from cryptostream_dagster.settings import PipelineSettings
+    from ingest_services.settings import load_settings
+
+    settings = load_settings(PipelineSettings)
+    done = rebuild.rebuild(settings, Platform(settings).require_lake(), lambda line: typer.echo(f"{line} …"))
+    typer.echo(
+        f"{done.commits:,} commits, {done.windows:,} windows: {done.built:,} are built from all that the "
+        f"lake holds of them, {done.to_build:,} are left to the sensor, {done.frozen:,} are frozen; tables "
+        f"of {done.completed:,} windows were completed from their Parquet"
+    )
 
 
 def chart(

@@ -120,7 +120,7 @@ def seal_step(
     wait_until_complete(connection, store, window, wait_s, synced=synced)
     if has_grown(connection, window) or is_gone(connection, window):
         # Before anything is sealed: what is there by now may be less than what the window was built from.
-        require_objects(connection, _raw(settings), window, settings)
+        require_objects(connection, open_raw(settings), window, settings)
     ensure_partitions(connection, window, settings.zone)
     try:
         return _seal(connection, store, window, settings)
@@ -157,7 +157,7 @@ def parquet_step(
 def _build_parquet(
     connection: psycopg.Connection, window: Window, settings: PipelineSettings, *, force: bool
 ) -> ParquetBuilt:
-    raw, parquet = _raw(settings), open_parquet(settings)
+    raw, parquet = open_raw(settings), open_parquet(settings)
     with connection.transaction():
         lock_window(connection, window)
         seal = newest_seal(connection, window)
@@ -258,7 +258,8 @@ def open_parquet(settings: PipelineSettings) -> Storage:
     return open_storage("PARQUET_URL", settings.parquet_url)
 
 
-def _raw(settings: PipelineSettings) -> Storage:
+def open_raw(settings: PipelineSettings) -> Storage:
+    """Open RAW_URL, to read many objects at once."""
     return open_storage("RAW_URL", settings.raw_url)
 
 
@@ -311,6 +312,7 @@ __all__ = [
     "Sealed",
     "candle_step",
     "open_parquet",
+    "open_raw",
     "parquet_is_there",
     "parquet_step",
     "seal_step",

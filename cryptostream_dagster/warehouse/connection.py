@@ -29,6 +29,7 @@ class Lock(IntEnum):
     WINDOW = 0x43530001
     BOUNDARY = 0x43530002
     DAY = 0x43530035
+    REBUILD = 0x43530030
 
 
 def connect(settings: PipelineSettings) -> psycopg.Connection:
