@@ -388,17 +388,15 @@ def _move_in(
                 sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.SQL(", ").join(tables))
             )
             # What was committed and built since; nobody builds now.
-            locked = _value(connection, "SELECT clock_timestamp()")
             sync(connection, store)
             since = connection.execute(
-                sql.SQL(
-                    "SELECT window_start FROM {built} WHERE built_at >= %s "
-                    "UNION SELECT window_start FROM lake_window WHERE last_change_at >= %s"
-                ).format(built=sql.Identifier(home, "built")),
-                (started, locked),
+                sql.SQL("SELECT window_start FROM {} WHERE built_at >= %s").format(
+                    sql.Identifier(home, "built")
+                ),
+                (started,),
             )
             known = {start for (start,) in connection.execute("SELECT window_start FROM lake_window")}
-            again = sorted(start for (start,) in since if start in known)
+            again = sorted({start for (start,) in since} & known)
             for done in range(0, len(again), _WINDOWS_A_STEP):
                 restorer.restore(again[done : done + _WINDOWS_A_STEP])
             connection.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(tables)))
