@@ -91,11 +91,11 @@ class Connection:
 
     __slots__ = ("markets", "name", "silences", "tickers")
 
-    def __init__(self, name: str, markets: Iterable[str]) -> None:
+    def __init__(self, name: str, markets: Iterable[str], before: Connection | None = None) -> None:
         self.name = name
         self.markets = tuple(markets)
         self.tickers = tuple(ticker_of(market) for market in self.markets)
-        self.silences = Silences(self.tickers)
+        self.silences: Silences = Silences(self.tickers, before.silences if before else None)
 
 
 # When it was received (µs since the epoch), on which connection, and the frame's bytes.
@@ -175,6 +175,7 @@ class Feed(threading.Thread):
         super().__init__(name=f"{section}-feed", daemon=True)
         self.markets = tuple(markets)
         self.connection: Connection | None = None
+        self._before: Connection | None = None
         self._section = section
         self._url = url
         self._depth = depth
@@ -192,6 +193,10 @@ class Feed(threading.Thread):
         """Where the connection stands."""
         return self._supervision.state
 
+    def follow(self, feed: Feed) -> None:
+        """Take over from another feed what is usual with its tickers; before `start`."""
+        self._before = feed._before
+
     def stop(self) -> None:
         """End the connection in good order; `join` waits for it."""
         self._stopping.set()
@@ -206,8 +211,10 @@ class Feed(threading.Thread):
             if self._stopping.is_set():
                 break
             number += 1
-            connection = Connection(f"{self._section}-{self._run_name}-{number}", self.markets)
-            self._connection_name = connection.name
+            name = f"{self._section}-{self._run_name}-{number}"
+            connection = Connection(name, self.markets, self._before)
+            self._connection_name = name
+            self._before = connection
             try:
                 cause, at_least_s = self._connect(connection)
             except Exception:  # noqa: BLE001 (nothing that comes over the wire may end a feed)

@@ -151,6 +151,7 @@ class Keeper(threading.Thread):
             if self._stopping.is_set():
                 return
             feed = self._new_feed(self._wanted)
+            feed.follow(self._feeds[0])
             self._feeds.append(feed)
             feed.start()
         _log.info("replacing_connection", section=self._section, why=why, markets=len(feed.markets))

@@ -2,9 +2,10 @@
 
 A subscription may die alone, without a word, on a socket on which everything else goes on. The rules:
 
-* *Usual* is learned: a ticker is overdue after `OVERDUE_FACTOR` times its mean gap, at least 2 s, at most
-  60 s after its last book. One that has delivered nothing is overdue `SNAPSHOT_BOUND_US` after the
-  subscription: the exchange begins with a snapshot of every code.
+* *Usual* is learned, and remembered from one connection to the next: a ticker is overdue after
+  `OVERDUE_FACTOR` times its mean gap, at least 2 s, at most 60 s after its last book. One that has delivered
+  nothing is overdue `SNAPSHOT_BOUND_US` after the subscription: the exchange begins with a snapshot of every
+  code.
 * An overdue ticker is compared with the exchange's present book, asked for over a second path. The same book:
   it is *quiet*, and proven to be covered up to the question. A newer and different one is *suspect*: it may
   be on its way. If everything that was received within `GRACE_US` after the answer has been looked at and the
@@ -114,13 +115,18 @@ class _Heard:
 class Silences:
     """How the tickers of one connection were heard."""
 
-    def __init__(self, tickers: Iterable[str]) -> None:
+    def __init__(self, tickers: Iterable[str], before: Silences | None = None) -> None:
         """Begin with nothing heard.
 
         Args:
             tickers: What the connection subscribed to.
+            before: How they were heard on the connection before; what is usual with a ticker stays so.
         """
         self._heard = {ticker: _Heard() for ticker in tickers}
+        for ticker, known in before._heard.items() if before else ():
+            heard = self._heard.get(ticker)
+            if heard is not None and known.gaps == 1 << _MEAN_SHIFT:
+                heard.gaps, heard.mean_us = known.gaps, known.mean_us
         self.opened_us = 0
         self.looked_at_us = 0
         self.message_us = 0

@@ -364,6 +364,31 @@ def test_the_old_connection_goes_on_until_the_new_one_has_delivered_every_ticker
     assert len(spans["BTC"]) == len(spans["ETH"]) == 1
 
 
+@pytest.mark.parametrize("way", ["cut", "listing"])
+def test_what_is_usual_with_a_ticker_outlives_its_connection(
+    broker: Broker, exchange: ScriptedExchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(silence, "OVERDUE_US", (600_000, 60_000_000))
+    with producing(
+        [section(broker.topic(), "KRW-BTC", "KRW-ETH")], settings_for(exchange, broker.bootstrap, tmp_path)
+    ) as running:
+        stats = running.stats[0]
+        wait_until(lambda: exchange.clients == 1, "a subscription")
+        for serial in range(30):
+            exchange.send(book("KRW-BTC", now_ms(), serial), book("KRW-ETH", now_ms(), serial))
+            time.sleep(0.02)
+        # From now on Bitcoin's book changes, and no connection says so after its snapshot.
+        owner = running._running[0]._keeper
+        assert owner is not None
+        if way == "cut":
+            exchange.close()
+        else:
+            owner.want(("KRW-BTC", "KRW-ETH", "KRW-NEW"))
+        keep_talking(exchange, "KRW-ETH", lambda: exchange.ended == 1 and exchange.clients == 1, "the next")
+        exchange.books["KRW-BTC"] = book("KRW-BTC", now_ms() + 50, 2000)
+        keep_talking(exchange, "KRW-ETH", lambda: stats.verdicts["dead"] == 1, "the verdict")
+
+
 def test_a_stop_waits_for_the_connection_that_was_just_replaced(
     broker: Broker, exchange: ScriptedExchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,23 @@ def test_usual_is_learned_from_the_ticker_s_own_pace(gap_ms: int, count: int) ->
         assert silences.overdue(at + most) == [], "a quiet one is not asked about all the time"
 
 
+def test_what_is_usual_with_a_ticker_is_known_on_its_next_connection() -> None:
+    silences = opened("BTC", "NEW", "GONE")
+    at = START
+    for n in range(200):
+        at += SECOND // 10
+        heard(silences, "BTC", at)
+        if n < 5:
+            heard(silences, "NEW", at)
+    # One on which nobody came to speak, and one on which all of them have.
+    last = Silences(["BTC", "NEW", "OTHER"], Silences(["NEW", "BTC"], silences))
+    last.alive(at)
+    for ticker in ("BTC", "NEW", "OTHER"):
+        heard(last, ticker, at)
+    assert last.overdue(at + OVERDUE_US[0] + 1) == ["BTC"]
+    assert last.overdue(at + OVERDUE_US[1] + 1) == ["BTC", "NEW", "OTHER"]
+
+
 def test_the_same_book_is_quiet_and_not_asked_about_again_at_once() -> None:
     silences = opened("BTC")
     heard(silences, "BTC", START + SECOND)
