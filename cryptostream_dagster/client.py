@@ -81,7 +81,7 @@ class Client:
         Raises:
             UserError: If no stack was ever started there.
         """
-        return cls(_settings_of(Path(state)))
+        return cls(settings_of_state(Path(state)))
 
     def candles(
         self,
@@ -288,12 +288,21 @@ def _find_settings() -> PipelineSettings:
     given = {**dotenv_values(".env"), **os.environ}
     if any(given.get(name) for name in _WHERE):
         return load_settings(PipelineSettings)
+    try:
+        return settings_of_state(find_state())
+    except UserError as error:
+        raise UserError(f"where is the data? {' and '.join(_WHERE)} are not set, and {error}") from error
+
+
+def find_state() -> Path:
+    """Return the state folder of the local stack that is meant: the one that runs, or the only one there is.
+
+    Raises:
+        UserError: If there is none, or it is not clear which.
+    """
     states = [file.parent for file in sorted(STATES_FOLDER.glob(f"*/{ENV_FILE}"))]
     if not states:
-        raise UserError(
-            f"where is the data? {' and '.join(_WHERE)} are not set, and no local stack was started here "
-            "(`make dev`)"
-        )
+        raise UserError("no local stack was started here (`make dev`)")
     running = [state for state in states if is_held(state)]
     if len(chosen := running or states) > 1:
         names = " and ".join(map(str, chosen))
@@ -301,10 +310,15 @@ def _find_settings() -> PipelineSettings:
         raise UserError(
             f'there are {names} and {how}: say which with Client.from_state("{chosen[0]}") or --state'
         )
-    return _settings_of(chosen[0])
+    return chosen[0]
 
 
-def _settings_of(state: Path) -> PipelineSettings:
+def settings_of_state(state: Path) -> PipelineSettings:
+    """Return the settings with which a local stack was started last.
+
+    Raises:
+        UserError: If none ever was, or a setting is malformed.
+    """
     file = state / ENV_FILE
     if not file.is_file():
         raise UserError(f"{file}: not there; was a local stack ever started in {state}?")

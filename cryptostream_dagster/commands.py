@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     catalog = typer.Typer(help="The catalog of the lake in Postgres.", no_args_is_help=True)
     catalog.command("rebuild")(rebuild_catalog)
     app.add_typer(catalog, name="catalog")
+    app.command()(backfill)
 
 
 def dev(
@@ -101,3 +102,23 @@ def chart(
 
     with Client.from_state(state) if state else Client() as client:
         typer.echo(charts.draw(client, ticker, start, end, out))
+
+
+def backfill(
+    from_: Annotated[
+        str,
+        typer.Argument(
+            metavar="FROM", help="First window: 2026-02-03T04:05, market time, or a partition key."
+        ),
+    ],
+    to: Annotated[str, typer.Argument(metavar="TO", help="End, exclusive.")],
+    force: Annotated[bool, typer.Option("--force", help="Build finished windows once more.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow it to the end; exit status 1 if a window was not built.")
+    ] = False,
+    state: Annotated[Path | None, typer.Option(help="State folder of a local stack.")] = None,
+) -> None:
+    """Build a range of windows; those that are finished are left alone."""
+    from cryptostream_dagster import backfill as backfills
+
+    raise typer.Exit(backfills.backfill(from_, to, state, typer.echo, force=force, wait=wait))

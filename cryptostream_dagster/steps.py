@@ -253,6 +253,19 @@ def parquet_is_there(connection: psycopg.Connection, window: Window, settings: P
     return _all_there(open_parquet(settings), _recorded_books(connection, window))
 
 
+def windows_without_parquet(
+    connection: psycopg.Connection, first: Window, last: Window, settings: PipelineSettings
+) -> set[Window]:
+    """Return the windows from `first` to `last` of which a Parquet object on record is not there."""
+    rows = connection.execute(
+        "SELECT window_start, path, bytes FROM parquet_file "
+        "WHERE window_start >= %s AND window_start <= %s AND path <> ''",
+        (first.start, last.start),
+    ).fetchall()
+    sizes = open_parquet(settings).sizes([row[1] for row in rows])
+    return {Window.at(row[0]) for row, size in zip(rows, sizes, strict=True) if size != row[2]}
+
+
 def open_parquet(settings: PipelineSettings) -> Storage:
     """Open PARQUET_URL."""
     return open_storage("PARQUET_URL", settings.parquet_url)
@@ -316,4 +329,5 @@ __all__ = [
     "parquet_is_there",
     "parquet_step",
     "seal_step",
+    "windows_without_parquet",
 ]

@@ -187,6 +187,17 @@ def is_held(root: Path) -> bool:
     return False
 
 
+def url_of(root: Path) -> str | None:
+    """Return where the Dagster of the stack on a folder is; None if none runs or it is still starting."""
+    if not is_held(root):
+        return None
+    try:
+        url = json.loads((root / LOCK_FILE).read_text(encoding="utf-8")).get("url")
+    except (OSError, ValueError):
+        return None
+    return None if url is None else str(url)
+
+
 def _replace(path: Path, text: str) -> None:
     fresh = path.with_name(path.name + ".new")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

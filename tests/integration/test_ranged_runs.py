@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import pytest
 from cryptostream_dagster.assets import raw_orderbook
 from cryptostream_dagster.assets.raw_orderbook import Patience
 from cryptostream_dagster.assets.shell import BACKFILL_TAG, FORCE, FORCE_TAG, VERDICT
+from cryptostream_dagster.backfill import plan, ranges
 from cryptostream_dagster.catalog.outcome import failures_of_run
+from cryptostream_dagster.catalog.retention import freeze_until
 from cryptostream_dagster.window import Window
 from tests.dagster_world import START, World, book, open_world
 from tests.postgres_fixture import TestDatabase
@@ -38,6 +40,10 @@ def fill(world: World, windows: int = 4, through: datetime = START + timedelta(h
     commit = world.lake.commit([*rows, rows[0]])
     world.lake.through(through)
     return [file.path for file in commit.files]
+
+
+def windows(count: int) -> list[Window]:
+    return [Window.at(START).shifted(n) for n in range(count)]
 
 
 def verdicts(world: World) -> dict[str | None, bool]:
@@ -195,6 +201,77 @@ def test_a_backfill_builds_what_grew_and_what_lost_its_parquet(world: World) -> 
     assert [world.materialization("orderbook_parquet", key)["version"] for key in KEYS] == [1, 2, 1, 1]
     skipped = ["skipped" in world.materialization("orderbook_parquet", key) for key in KEYS]
     assert skipped == [True, False, False, True]
+
+
+def test_a_run_that_was_killed_half_way_is_taken_up_where_it_was(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(world)
+    from cryptostream_dagster import steps
+
+    build = steps.parquet_step
+    built: list[tuple[int, bool]] = []
+
+    def die_at_the_third(*arguments: Any, **options: Any) -> steps.ParquetBuilt:
+        if len(built) == 2:
+            raise KeyboardInterrupt
+        done = build(*arguments, **options)
+        built.append((arguments[1].number - Window.at(START).number, done.written))
+        return done
+
+    monkeypatch.setattr(steps, "parquet_step", die_at_the_third)
+    assert not world.run(KEYS[0], KEYS[3], **BACKFILL).success
+    assert world.built("raw_orderbook") == set(KEYS)
+    assert world.built("orderbook_parquet") == set(KEYS[:2])
+
+    def go_on(*arguments: Any, **options: Any) -> steps.ParquetBuilt:
+        done = build(*arguments, **options)
+        built.append((arguments[1].number - Window.at(START).number, done.written))
+        return done
+
+    monkeypatch.setattr(steps, "parquet_step", go_on)
+    assert world.run(KEYS[0], KEYS[3], **BACKFILL).success
+    assert world.built("ohlc_5m_ticker") == set(KEYS)
+    assert built == [(0, True), (1, True), (0, False), (1, False), (2, True), (3, True)]
+
+
+def test_windows_whose_raw_data_has_expired_are_refused_one_by_one_and_keep_what_they_have(
+    world: World,
+) -> None:
+    fill(world)
+    assert world.run(KEYS[0]).success
+    before = world.query("SELECT * FROM ohlc_5m_ticker ORDER BY ticker, event_time")
+    with world.platform.connect() as connection:
+        freeze_until(connection, START + timedelta(minutes=10))
+        todo = plan(connection, world.settings, windows(4), ASSETS, datetime.now(UTC), force=False)
+        forced = plan(connection, world.settings, windows(4), ASSETS, datetime.now(UTC), force=True)
+    assert [len(part) for part in (todo.finished, todo.refused, todo.build)] == [1, 1, 2]
+    assert (forced.finished, forced.refused) == ((), tuple(windows(2)))
+    result = world.run(KEYS[0], KEYS[3], **FORCED)
+    assert not result.success
+    assert world.built("ohlc_5m_ticker") == {KEYS[0], KEYS[2], KEYS[3]}
+    said = str(result.failure_data_for_node(f"ohlc_5m_ticker_{VERDICT}"))
+    assert "2 of 4 windows were not built" in said
+    assert "has expired" in said
+    after = world.query(f"SELECT * FROM ohlc_5m_ticker WHERE event_time < '{START + timedelta(minutes=10)}'")
+    assert sorted(after) == before
+
+
+def test_a_backfill_asks_for_what_is_not_finished_alone(world: World) -> None:
+    fill(world)
+    assert world.run(KEYS[1], KEYS[2]).success
+    lost = next(Path(world.settings.parquet_url.removeprefix("file://")).rglob("BTC-202502021615.parquet"))
+    now = datetime.now(UTC)
+    with world.platform.connect() as connection:
+        todo = plan(connection, world.settings, windows(4), ASSETS, now, force=False)
+        lost.unlink()
+        without = plan(connection, world.settings, windows(4), ASSETS, now, force=False)
+        more = plan(connection, world.settings, windows(4), [*ASSETS, "another"], now, force=False)
+    first, second, third, fourth = windows(4)
+    assert (todo.build, todo.finished) == ((first, fourth), (second, third))
+    assert (without.build, without.finished) == ((first, third, fourth), (second,))
+    assert more.finished == ()
+    assert ranges(without.build) == [(first, first), (third, fourth)]
 
 
 def test_postgres_going_away_ends_a_range_with_one_sentence(
