@@ -1,19 +1,19 @@
-"""A window of the raw lake for benchmarks: books as the simulator walks them, objects as a consumer cuts."""
+"""A lake of one window for benchmarks: books as the simulator walks them, objects as a consumer cuts them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from crc32c import crc32c
 
-from cryptostream_dagster.transforms.raw import RawObject
 from cryptostream_dagster.window import Window
+from ingest_services.lake import chain as chains
 from ingest_services.lake import layout, lines
+from ingest_services.lake.store import FolderStore
 from ingest_services.simulator.config import SimulatorConfig
 from ingest_services.simulator.walk import Walk
 
@@ -22,71 +22,59 @@ ZONE = ZoneInfo("Asia/Seoul")
 MINUTES = 5
 
 
-@dataclass(frozen=True)
-class RawWindow:
-    """A window's raw objects in a folder.
-
-    Attributes:
-        folder: Of the lake.
-        objects: One per ticker and minute, as a seal lists them.
-        lines: How many lines they hold.
-        content: Size of the lines, bytes.
-    """
-
-    folder: Path
-    objects: list[RawObject]
-    lines: int
-    content: int
-
-    @property
-    def files(self) -> list[str]:
-        """Every object's file."""
-        return [str(self.folder / item.path) for item in self.objects]
-
-
-def write_window(
-    folder: Path, tickers: int, books: int, depth: int, suffix: str = ".jsonl", window: Window = WINDOW
-) -> RawWindow:
-    """Write a window; every ticker has as many books as any other.
+def write_lake(folder: Path, tickers: int, books: int, depth: int, suffix: str) -> int:
+    """Write a complete window into an empty folder; return the size of its lines, bytes.
 
     Args:
-        folder: An empty one.
-        tickers: How many.
+        folder: Of the lake.
+        tickers: How many; each has as many books as any other, evenly in time, in an object a minute.
         books: Of all of them.
-        depth: Levels a side.
+        depth: Levels a side at most: some markets are thin, as on the exchange.
         suffix: Of the objects, which says their compression.
-        window: The window.
     """
-    found: list[RawObject] = []
-    offset = content = 0
+    store = FolderStore(folder)
+    layout.claim_lake(store, "simulator", str(ZONE))
+    chain = chains.open_chain(store, "orderbook", "bench", {0: 0}, lambda: {0: 0}, WINDOW.start_ms)
+    files: list[chains.CommitFile] = []
+    offset = size = 0
     for number in range(tickers):
         ticker = f"T{number:03d}"
-        for minute, texts in enumerate(_minutes(ticker, books // tickers, depth, window)):
-            minute_ms = window.start_ms + minute * layout.MINUTE_MS
-            base = offset
-            data = []
-            for tms, frame in texts:
-                data.append(lines.book_line(0, offset, tms * 1000 + 50_000, "upbit_producer1-bench-1", frame))
-                offset += 1
-            whole = b"".join(data)
-            content += len(whole)
-            stored = lines.compress(whole, suffix)
-            token = hashlib.sha256(f"{ticker}{minute}".encode()).hexdigest()[:8]
-            path = layout.book_path(ticker, minute_ms, texts[0][0], 0, base, token, ZONE, suffix)
+        for minute_ms, frames in _minutes(ticker, books // tickers, depth):
+            text = b"".join(
+                lines.book_line(0, offset + n, tms * 1000 + 50_000, "upbit_producer1-bench-1", frame)
+                for n, (tms, frame) in enumerate(frames)
+            )
+            size += len(text)
+            data = lines.compress(text, suffix)
+            token = hashlib.sha256(b"%d" % offset).hexdigest()[:8]
+            first, last = frames[0][0], frames[-1][0]
+            path = layout.book_path(ticker, minute_ms, first, 0, 0, token, ZONE, suffix)
+            # Not by the store: what is synced to disk one by one takes longer than all that is measured.
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(stored)
-            found.append(RawObject(path, ticker, 1, len(texts), len(stored), f"{crc32c(stored):08x}"))
-    return RawWindow(folder, found, offset, content)
+            (folder / path).write_bytes(data)
+            files.append(
+                chains.CommitFile(
+                    "book", path, ticker, minute_ms, len(frames), len(data), f"{crc32c(data):08x}",
+                    first, last, first * 1000 + 50_000, last * 1000 + 50_000,
+                )
+            )  # fmt: skip
+            offset += len(frames)
+    end_ms = WINDOW.end_ms + 6000
+    chains.write_commit(
+        store, chains.Commit(chain.number, 0, 0, offset, "00000000", tuple(files), offset, 0, 0, (), end_ms)
+    )
+    chains.write_progress(store, chains.Progress(chain.number, 0, offset, WINDOW.end_ms, end_ms))
+    return size
 
 
-def _minutes(ticker: str, books: int, depth: int, window: Window) -> Iterator[list[tuple[int, bytes]]]:
-    """Yield the frames of each minute with their stamps, evenly."""
-    walk = Walk(f"KRW-{ticker}", SimulatorConfig(seed=1, depth=depth, history_minutes=0), window.start_ms)
-    walk.begin(window.start_ms)
+def _minutes(ticker: str, books: int, depth: int) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
+    """Yield each minute and its frames with their stamps."""
+    walk = Walk(f"KRW-{ticker}", SimulatorConfig(seed=1, depth=depth, history_minutes=0), WINDOW.start_ms)
+    walk.begin(WINDOW.start_ms)
     for minute in range(MINUTES):
-        texts = []
+        frames = []
         for number in range(minute * books // MINUTES, (minute + 1) * books // MINUTES):
             book = walk.step()
-            book.tms = window.start_ms + number * MINUTES * layout.MINUTE_MS // books
-            texts.append((book.tms, book.encode("SIMPLE", depth, "REALTIME")))
-        yield texts
+            book.tms = WINDOW.start_ms + number * MINUTES * layout.MINUTE_MS // books
+            frames.append((book.tms, book.encode("SIMPLE", depth, "REALTIME")))
+        yield WINDOW.start_ms + minute * layout.MINUTE_MS, frames

@@ -16,8 +16,6 @@ from cryptostream_dagster.transforms.storage import ObjectGone, Storage
 from ingest_services.errors import UserError
 from ingest_services.lake.lines import decompress
 
-_BREAK = ord("\n")
-
 
 @dataclass(frozen=True, slots=True)
 class RawObject:
@@ -77,19 +75,20 @@ def line_array(raw: Storage, items: Sequence[RawObject], contents: Sequence[byte
     import numpy as np
     import pyarrow as pa
 
-    whole = b"".join(contents)
-    breaks = np.flatnonzero(np.frombuffer(whole, np.uint8) == _BREAK)
-    ends = np.cumsum([len(content) for content in contents])
-    found = np.diff(np.searchsorted(breaks, ends), prepend=0)
-    for item, content, lines in zip(items, contents, found.tolist(), strict=True):
-        if lines != item.rows or not content.endswith(b"\n"):
+    lengths: list[int] = []
+    for item, content in zip(items, contents, strict=True):
+        # Of the pieces the last is what follows the last line break: nothing.
+        *found, rest = map(len, content.split(b"\n"))
+        if rest or len(found) != item.rows:
             raise UserError(
-                f"{raw.url}/{item.path}: has {lines} whole lines in {len(content)} bytes, "
+                f"{raw.url}/{item.path}: has {len(found)} whole lines and {rest} bytes after them, "
                 f"its commit says {item.rows} lines"
             )
-    offsets = np.zeros(len(breaks) + 1, np.int64)
-    offsets[1:] = breaks + 1
-    array = pa.LargeStringArray.from_buffers(len(breaks), pa.py_buffer(offsets), pa.py_buffer(whole))
+        lengths += found
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(np.array(lengths, np.int64) + 1, out=offsets[1:])
+    whole = b"".join(contents)
+    array = pa.LargeStringArray.from_buffers(len(lengths), pa.py_buffer(offsets), pa.py_buffer(whole))
     try:
         array.validate(full=True)
     except pa.ArrowInvalid:
