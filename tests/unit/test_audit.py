@@ -125,6 +125,10 @@ DAMAGES: dict[str, tuple[Callable[[LakeBuilder], None], str]] = {
     "commit that does not add up": (lambda lake: recommit(lake, books=5), "does not add up"),
     "counts shifted": (lambda lake: recommit(lake, books=3, heartbeats=2), "its objects have"),
     "rows of another minute": (move_minute, "holds a line of another minute"),
+    "claim garbled": (
+        lambda lake: lake.store.replace(layout.progress_path(1, 0), b"{}"),
+        "the claim cannot be understood",
+    ),
     "claim ahead": (claim_too_much, "the claim speaks of offsets up to 12"),
     "partition left behind": (leave_behind, "28 minutes behind the partitions beside it"),
     "commit of no chain": (

@@ -16,10 +16,11 @@ import pytest
 from kafka import TopicPartition
 
 from ingest_services.config import ConsumerSection
-from ingest_services.consumer.buffer import ENTRY_BYTES
+from ingest_services.consumer.buffer import ENTRY_BYTES, Buffer
 from ingest_services.consumer.carrier import Session
 from ingest_services.consumer.clock import Clock
 from ingest_services.consumer.log import Read
+from ingest_services.consumer.metrics import REGISTRY
 from ingest_services.consumer.sink import Sink
 from ingest_services.lake import chain as chains
 from ingest_services.lake import layout
@@ -28,6 +29,7 @@ from ingest_services.lake.store import FolderStore
 PARTITIONS = 6
 BUDGET = 1 << 20
 NOW_MS = 1_738_480_590_000
+AGE_S = 7
 # Quarantine: 750 bytes become 1,000 in base64.
 VALUE = b"?" * 750
 RECORD_BYTES = 1_150 + ENTRY_BYTES
@@ -60,6 +62,9 @@ class ScriptedLog:
     def begin(self, positions: Mapping[TopicPartition, int]) -> None:
         self.positions = dict(positions)
 
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        self.positions[partition] = offset
+
     def pause(self, partition: TopicPartition) -> None:
         self.paused.add(partition)
 
@@ -71,11 +76,11 @@ class ScriptedLog:
         for tp, at in self.positions.items():
             end = at if tp in self.paused else min(at + POLL_RECORDS, self.held.get(tp.partition, 0))
             records: list[Any] = [
-                SimpleNamespace(offset=n, timestamp=NOW_MS, key=None, value=VALUE, headers=[])
+                SimpleNamespace(offset=n, timestamp=NOW_MS - 1000 * AGE_S, key=None, value=VALUE, headers=[])
                 for n in range(at, end)
             ]
             self.positions[tp] = end
-            found[tp] = Read(records, end, end)
+            found[tp] = Read(records, end, self.held.get(tp.partition, 0))
         return found
 
     def at_end(self) -> bool:
@@ -202,3 +207,41 @@ def test_after_a_signal_all_partitions_are_committed_at_once(tmp_path: Path) -> 
         except threading.BrokenBarrierError:
             pytest.fail("one partition waited for another's commit, and ten seconds are not enough for many")
     assert tails(store) == [5] * PARTITIONS
+
+
+def told(name: str, **labels: object) -> float | None:
+    return REGISTRY.get_sample_value(
+        f"cryptostream_consumer_{name}", {key: str(value) for key, value in labels.items()}
+    )
+
+
+def test_figures_say_what_is_held_how_old_it_is_how_far_it_is_to_the_end_and_what_was_done(
+    tmp_path: Path,
+) -> None:
+    store = ShutStore(tmp_path)
+    begun = {name: told(name, section="gcs_consumer2") or 0.0 for name in ("commits_total", "fenced_total")}
+    read = told("quarantined_total", section="gcs_consumer2", reason="not JSON") or 0.0
+    with session_on(store, p2=4 * POLL_RECORDS) as (session, log):
+        session._read()
+        (partition,) = (p for p in session._partitions if p.tp.partition == 2)
+        # The high watermark of a log that has more than one poll brings.
+        where = {"topic": "t", "partition": 2}
+        assert told("lag_records", **where) == 3 * POLL_RECORDS
+        assert told("buffered_bytes", **where) == partition.buffer.bytes > 0
+        assert told("oldest_buffered_age_seconds", **where) == AGE_S
+        store.opened.set()
+        read_all(session, log)
+        session.finish()
+        session._read()
+        assert [told(name, **where) for name in ("lag_records", "buffered_bytes")] == [0, 0]
+        assert told("oldest_buffered_age_seconds", **where) == 0
+    assert told("commits_total", section="gcs_consumer2") == begun["commits_total"] + 1
+    assert told("quarantined_total", section="gcs_consumer2", reason="not JSON") == read + 4 * POLL_RECORDS
+    # Somebody else begins where the chain began, and finds that another was first.
+    with session_on(store, p2=4 * POLL_RECORDS) as (session, log):
+        (partition,) = (p for p in session._partitions if p.tp.partition == 2)
+        partition.buffer, partition.committed = Buffer(0), 0
+        log.seek(partition.tp, 0)
+        session._read()
+        session.finish()
+    assert told("fenced_total", section="gcs_consumer2") == begun["fenced_total"] + 1
