@@ -3,9 +3,11 @@
 * Flat out: a backlog of four minutes, sent with our producers' settings. Ours runs as a process of its own,
   the way it is deployed, and its figures begin when it knows its chain. The seed's consumer is poll,
   `json.loads` each message, five levels to columns (the others it drops), group by ticker and minute,
-  `json.dumps`, and one object per group and poll. Both read the same topic from the same embedded broker,
-  write to the same disk, and sync each file and its folder before they go on. The seed's rate does not depend
-  on how much there is, so it reads an eighth of it; ours includes its beginning and the cut at the end.
+  `json.dumps`, and one object per group and poll. Both read the same topic from the same embedded broker.
+  The seed's rate does not depend on how much there is, so it reads an eighth of it; ours includes its
+  beginning and the cut at the end. Once into a bucket, where the seed uploads (here it is on this machine:
+  a real one is further away, which costs whoever uploads one object after another); and once on the disk,
+  where both sync each file and its folder before they go on.
 * Cost: the same with ten times the records (`--full`: a hundred times).
 * Memory: a backlog over 64 partitions.
 * A minute's end: the whole exchange in real time, each record up to 0.2 s after its stamp.
@@ -20,10 +22,13 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from kafka import KafkaConsumer, TopicPartition
 from load import stack
+from load.bucket import NAME, Bucket, running_bucket
 from load.carry import Carrying, Feed, consumer
 from load.frames import MARKETS
 from rich.console import Console
@@ -59,7 +64,19 @@ def columns_of(book: dict[str, object], levels: list[dict[str, float]]) -> dict[
     return row
 
 
-def run_seed(bootstrap: str, topic: str, count: int, root: Path) -> tuple[float, float, int, int]:
+def write_synced(root: Path, name: str, text: str) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    sync(path.parent)
+
+
+def run_seed(
+    bootstrap: str, topic: str, count: int, upload: Callable[[str, str], None]
+) -> tuple[float, float, int, int]:
     """Return seconds, processor seconds, objects and records of the seed's way."""
     reader = KafkaConsumer(**kafka.client_config(bootstrap), enable_auto_commit=False)
     partitions = [TopicPartition(topic, number) for number in range(PARTITIONS)]
@@ -69,22 +86,16 @@ def run_seed(bootstrap: str, topic: str, count: int, root: Path) -> tuple[float,
     began_s, cpu_s = time.perf_counter(), time.process_time()
     while done < count:
         for tp, records in reader.poll(timeout_ms=500).items():
-            groups: dict[Path, list[str]] = {}
+            groups: dict[str, list[str]] = {}
             last = 0
             for record in records:
                 book = json.loads(record.value)
                 last = book["tms"]
                 moment = time.strftime("year=%Y/month=%m/day=%d/hour=%H/minute=%M", time.gmtime(last / 1000))
                 line = json.dumps(columns_of(book, book["obu"]))
-                groups.setdefault(root / f"ticker={book['cd']}" / moment, []).append(line)
+                groups.setdefault(f"ticker={book['cd']}/{moment}", []).append(line)
             for folder, lines in groups.items():
-                folder.mkdir(parents=True, exist_ok=True)
-                path = folder / f"{last}-{tp.partition}.jsonl"
-                with path.open("w") as file:
-                    file.write("\n".join(lines))
-                    file.flush()
-                    os.fsync(file.fileno())
-                sync(folder)
+                upload(f"seed/{folder}/{last}-{tp.partition}.jsonl", "\n".join(lines))
                 objects += 1
             done += len(records)
     took = time.perf_counter() - began_s, time.process_time() - cpu_s
@@ -93,27 +104,29 @@ def run_seed(bootstrap: str, topic: str, count: int, root: Path) -> tuple[float,
 
 
 def run_ours(
-    bootstrap: str, topic: str, count: int, partitions: int, folder: Path
+    bootstrap: str, topic: str, count: int, partitions: int, folder: Path, raw_url: str | None = None
 ) -> tuple[float, float, Carrying, float]:
     """Return seconds, processor seconds, what was written, and peak MiB."""
-    with consumer(bootstrap, topic, partitions, folder) as carrying:
+    with consumer(bootstrap, topic, partitions, folder, raw_url) as carrying:
         took_s, cpu_s = carrying.wait(count)
         return took_s, cpu_s, carrying, carrying.peak_mib()
 
 
-def flat_out(count: int, repeats: int, folder: Path) -> Table:
+def flat_out(count: int, repeats: int, folder: Path, bucket: Bucket | None) -> Table:
     with stack.broker() as broker:
         kafka.create_topics(broker.bootstrap, {"flat": PARTITIONS})
         feed = Feed(broker.bootstrap, "flat", PARTITIONS, TICKERS, DEPTH)
         feed.backlog(count)
         ours, seeds = [], []
         for number in range(repeats):
-            place = folder / f"flat{number}"
-            ours.append(run_ours(broker.bootstrap, "flat", count, PARTITIONS, place))
-            seeds.append(run_seed(broker.bootstrap, "flat", count // SEED_READS, place / "seed"))
+            place = folder / f"flat-{'bucket' if bucket else 'folder'}{number}"
+            url = f"gs://{NAME}/flat{number}" if bucket else None
+            upload = bucket.uploader() if bucket else partial(write_synced, place)
+            ours.append(run_ours(broker.bootstrap, "flat", count, PARTITIONS, place, url))
+            seeds.append(run_seed(broker.bootstrap, "flat", count // SEED_READS, upload))
     table = Table(
-        title=f"Flat out: {count} records of {feed.size} bytes, {TICKERS} tickers, {PARTITIONS} partitions; "
-        f"median of {repeats}"
+        title=f"Flat out {'into a bucket' if bucket else 'on the disk'}: {count} records of {feed.size} "
+        f"bytes, {TICKERS} tickers, {PARTITIONS} partitions; median of {repeats}"
     )
     for column in ("", "records/s", "ratio", "CPU µs/record", "per object", "peak MiB"):
         table.add_column(column, justify="right")
@@ -239,7 +252,9 @@ def main() -> None:
     console.print(stack.machine())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        console.print(flat_out(4 * count, options.repeats, folder))
+        with running_bucket() as bucket:
+            console.print(flat_out(2 * count, options.repeats, folder, bucket))
+        console.print(flat_out(4 * count, options.repeats, folder, None))
         console.print(cost(cases, folder))
         if options.minutes:
             console.print(minutes(options.minutes, folder))

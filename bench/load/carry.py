@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ingest_services.lake import chain as chains
-from ingest_services.lake.store import FolderStore
+from ingest_services.lake import layout
+from ingest_services.lake.store import ObjectStore, open_store
 from ingest_services.producer.lane import connect_producer
 from ingest_services.record import BOOK, Envelope, headers_of
 from load.frames import Frames
@@ -74,10 +75,9 @@ class Feed:
 class Carrying:
     """A consumer process at work, and its lake as a reader sees it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], lake: Path, partitions: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], store: ObjectStore, partitions: int) -> None:
         self.process = process
-        self.root = lake
-        self.store = FolderStore(lake)
+        self.store = store
         self.tails = dict.fromkeys(range(partitions), 0)
         self.objects: Counter[tuple[str, int]] = Counter()
         self._began = (cpu_s(process.pid), time.perf_counter())
@@ -109,10 +109,12 @@ class Carrying:
 
 
 @contextmanager
-def consumer(bootstrap: str, topic: str, partitions: int, folder: Path) -> Iterator[Carrying]:
+def consumer(
+    bootstrap: str, topic: str, partitions: int, folder: Path, raw_url: str | None = None
+) -> Iterator[Carrying]:
     """Run `cryptostream consume`, the way it is deployed, from the moment at which it knows its chain."""
     folder.mkdir(parents=True)
-    conf, lake = folder / "consumer.conf", folder / "raw"
+    conf, url = folder / "consumer.conf", raw_url or (folder / "raw").as_uri()
     conf.write_text(
         "".join(
             f"[gcs_consumer{n}]\ntopic_name={topic}\npartition_number={n}\ngroup_name=bench\n"
@@ -122,15 +124,16 @@ def consumer(bootstrap: str, topic: str, partitions: int, folder: Path) -> Itera
     env = {
         **os.environ,
         "KAFKA_BOOTSTRAP": bootstrap,
-        "RAW_URL": lake.as_uri(),
+        "RAW_URL": url,
         "CONSUMER_CONF": str(conf),
         "SOURCE": "simulator",
     }
     command = [sys.executable, "-m", "ingest_services", "consume", "--all"]
     process = subprocess.Popen(command, env=env, cwd=folder, stderr=subprocess.DEVNULL)
+    store = open_store(url)
     with ended(process):
-        while not (lake / "_chains").exists():
+        while next(store.list(layout.CHAINS), None) is None:
             if process.poll() is not None:
                 raise SystemExit(f"the consumer ended with status {process.returncode}")
             time.sleep(0.01)
-        yield Carrying(process, lake, partitions)
+        yield Carrying(process, store, partitions)
