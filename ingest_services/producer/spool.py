@@ -256,10 +256,11 @@ class Spool:
         """Deliver a segment written apart after all, without its first `skip` records, in its old place."""
         try:
             if skip:
-                records, _ = read_segment(segment.path.read_bytes())
-                segment.cursor = records[min(skip, len(records)) - 1][1]
-        except (OSError, IndexError) as error:
-            # Rather twice than never.
+                records, damaged = read_segment(segment.path.read_bytes())
+                # Rather twice than never: which of them are damaged cannot be told.
+                if not damaged and records:
+                    segment.cursor = records[min(skip, len(records)) - 1][1]
+        except OSError as error:
             _log.error("spool_unreadable", path=str(segment.path), error=str(error))
         later = [s for s in self._queue if s.path.parent == segment.path.parent and s.path > segment.path]
         self._queue.insert(self._queue.index(later[0]) if later else len(self._queue), segment)
@@ -343,7 +344,12 @@ class Spool:
                 if lock is None:
                     continue
                 folder = _Folder(path, lock)
-                segments = _find_segments(path)
+                try:
+                    segments = _find_segments(path)
+                except OSError:
+                    # With our lock on it nobody would try again.
+                    os.close(lock)
+                    raise
                 if segments:
                     self._folders.append(folder)
                     self._queue.extend(segments)

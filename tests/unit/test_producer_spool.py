@@ -375,6 +375,37 @@ def test_a_copy_that_cannot_be_read_again_is_delivered_whole(
     spool.close()
 
 
+def test_a_copy_that_the_disk_spoiled_leaves_out_nothing_that_kafka_has_not(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "s")
+    kept = spool.write_apart([b"%d" % n for n in range(10)])
+    assert kept is not None
+    content = bytearray(kept.path.read_bytes())
+    content[content.index(b"2", len(MAGIC) + 2 * 9)] ^= 1
+    kept.path.write_bytes(content)
+    spool.release(kept, 5)
+    assert set(drain(spool)) >= {b"5", b"6", b"7", b"8", b"9"}
+    spool.close()
+
+
+def test_a_folder_that_cannot_be_read_now_is_adopted_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, spool = Spool(tmp_path, "s"), Spool(tmp_path, "s")
+    dead.append(b"waits")
+    die(dead)
+
+    def no_read(folder: Path) -> list[spool_module.Segment]:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(spool_module, "_find_segments", no_read)
+    with pytest.raises(OSError, match="Input/output"):
+        spool.adopt()
+    monkeypatch.undo()
+    assert spool.adopt() > 0
+    assert drain(spool) == [b"waits"]
+    spool.close()
+
+
 def stamped(received_us: int) -> bytes:
     return Outgoing(received_us, b"BTC", [], b"frame").pack()
 
