@@ -42,6 +42,9 @@ GRACE_US = 2_000_000
 # Overdue tickers are asked about every 3 s, and the answer comes at once. Whoever is not answered for by then
 # may have been dead and come back.
 ANSWER_US = 6_000_000
+# A live connection is pinged every 3 s. If nothing at all came for longer, we did not listen, or the path
+# held everything up: what was on its way comes after all, and nobody in particular was silent.
+DEAF_US = 4_000_000
 # The mean is that of the first eight gaps, and from then on each gap has the weight of an eighth.
 _MEAN_SHIFT = 3
 
@@ -130,6 +133,7 @@ class Silences:
         self.opened_us = 0
         self.looked_at_us = 0
         self.message_us = 0
+        self._deaf = (0, 0)
 
     def alive(self, at_us: int) -> None:
         """Take note that everything received until then was looked at.
@@ -141,6 +145,8 @@ class Silences:
             self.opened_us = self.message_us = at_us
         elif at_us < self.looked_at_us:
             self._set_back(at_us)
+        elif at_us - self.looked_at_us > DEAF_US:
+            self._deaf = self.looked_at_us, at_us
         self.looked_at_us = at_us
 
     def message(self, at_us: int) -> None:
@@ -246,7 +252,7 @@ class Silences:
         if heard is None:
             return 0
         bearable_us = heard.unusual_after_us + (0 if heard.unanswered else ANSWER_US)
-        return heard.proof_us if at_us - heard.proof_us > bearable_us else 0
+        return heard.proof_us if self._silent_us(heard, at_us) > bearable_us else 0
 
     def abandoned(self) -> list[str]:
         """Return the tickers for whose unusual silence nobody answered in time."""
@@ -255,7 +261,7 @@ class Silences:
             for ticker, heard in self._heard.items()
             if heard.last_us
             and not heard.unknown
-            and self.looked_at_us - heard.proof_us > heard.unusual_after_us + ANSWER_US
+            and self._silent_us(heard, self.looked_at_us) > heard.unusual_after_us + ANSWER_US
         ]
 
     def excuse(self, ticker: str, now_us: int) -> None:
@@ -326,6 +332,11 @@ class Silences:
             elif not by_us:
                 found[ticker] = max(self.message_us, heard.proven_us)
         return found
+
+    def _silent_us(self, heard: _Heard, at_us: int) -> int:
+        deaf_from_us, deaf_to_us = self._deaf
+        deaf_us = deaf_to_us - deaf_from_us if heard.proof_us <= deaf_from_us else 0
+        return at_us - heard.proof_us - deaf_us
 
     def _set_back(self, at_us: int) -> None:
         # The machine's clock was. Nobody would be overdue until it is again as late as it was.

@@ -349,12 +349,33 @@ def test_who_is_not_answered_for_is_abandoned_unless_the_exchange_does_not_know_
         heard(silences, "BTC", at)
         heard(silences, "GONE", at)
     silences.excuse("GONE", at + OVERDUE_US[0])
-    silences.alive(at + OVERDUE_US[0] + ANSWER_US)
+    for second in range((OVERDUE_US[0] + ANSWER_US) // SECOND + 1):
+        silences.alive(at + second * SECOND)
     assert silences.abandoned() == []
     silences.alive(at + OVERDUE_US[0] + ANSWER_US + 1)
     assert silences.abandoned() == ["BTC"]
     silences.judge("BTC", RestBook(1000, (ONE,)), at + 7 * SECOND, at + 7 * SECOND)
     assert silences.abandoned() == []
+
+
+def test_when_we_did_not_listen_nobody_in_particular_was_silent() -> None:
+    silences = opened("BTC", "ETH")
+    at = START
+    for _ in range(200):
+        at += SECOND // 10
+        heard(silences, "ETH", at)
+        if at <= START + 18 * SECOND:
+            heard(silences, "BTC", at)
+    # The process was stopped for 20 s; then it reads what the kernel kept.
+    awake = at + 20 * SECOND
+    heard(silences, "ETH", awake)
+    assert silences.returned("BTC", awake) == 0
+    assert silences.abandoned() == []
+    later = awake + OVERDUE_US[0] + ANSWER_US
+    for tenth in range(1, (later - awake) * 10 // SECOND + 1):
+        heard(silences, "ETH", awake + tenth * SECOND // 10)
+    assert silences.returned("BTC", later) == START + 18 * SECOND, "2 s before that, and 8 s after it"
+    assert silences.abandoned() == ["BTC"]
 
 
 def test_an_answer_older_than_what_we_have_proves_nothing() -> None:
