@@ -67,7 +67,8 @@ def test_a_dead_subscription_is_replaced_and_its_silence_is_a_hole(
         [section(topic, "KRW-BTC", "KRW-ETH")], settings_for(exchange, broker.bootstrap, tmp_path)
     ) as running:
         stats: SectionStats = running.stats[0]
-        wait_until(lambda: exchange.clients == 1, "a subscription")
+        wait_until(lambda: len(stats.last_frame_us) == 2, "the snapshots")
+        time.sleep(0.01)  # what is read at once has one stamp
         last = now_ms()
         exchange.send(book("KRW-BTC", last, 1))
         # From here on Bitcoin's book changes, and the socket does not say so.
@@ -197,6 +198,7 @@ def test_a_frame_that_nobody_can_read_is_a_hole_until_the_exchange_is_asked(
         stats = running.stats[0]
         wait_until(lambda: exchange.clients == 1, "a subscription")
         exchange.send(book("KRW-BTC", now_ms(), 1))
+        wait_until(lambda: "BTC" in stats.last_frame_us, "a book")
         time.sleep(0.1)
         exchange.send(b'{"ty":"orderbook","cd":"KRW-B')
         wait_until(lambda: stats.garbage == 1, "the garbage")

@@ -288,7 +288,7 @@ def test_heartbeats_cover_and_leave_a_hole_at_a_reconnect(
         [section(topic, "KRW-BTC", "KRW-XXX")], settings_for(exchange, broker.bootstrap, tmp_path)
     ) as running:
         stats = running.stats[0]
-        wait_until(lambda: exchange.clients == 1, "a subscription")
+        wait_until(lambda: exchange.clients == 1 and len(stats.last_frame_us) == 2, "a subscription")
         time.sleep(0.05)
         exchange.send(book("KRW-BTC", now_ms(), 1))
         wait_until(lambda: carried(stats) == 3, "the frames")
