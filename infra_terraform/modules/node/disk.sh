@@ -1,0 +1,42 @@
+#!/bin/bash
+# A data disk: formatted once, when it is blank, and mounted by its id ever after. What is on it already is never
+# overwritten, whoever put it there.
+set -euo pipefail
+
+FILE_SYSTEM_LABEL=cryptostream
+
+# mount_data DEVICE FOLDER
+mount_data() {
+    local device=$1 folder=$2 found label
+    if [ ! -b "$device" ] && [ ! -f "$device" ]; then
+        echo "error: $device: there is no such disk; is it attached under this name?" >&2
+        return 1
+    fi
+    if mountpoint -q "$folder"; then
+        echo "$folder: is mounted"
+        return 0
+    fi
+    # Looks for any signature: file systems, partition tables, RAID, LVM.
+    found=$(wipefs --noheadings --output TYPE "$device" | sort -u | tr '\n' ' ')
+    if [ -z "$found" ]; then
+        # No signature, and still not ours to format unless it is blank: the first MiB, and what is a GiB in.
+        if ! cmp -s -n 1048576 "$device" /dev/zero; then
+            echo "error: $device: holds data of no kind that we know; it is left alone. Wipe it if it is blank to you." >&2
+            return 1
+        fi
+        echo "$device: is blank, making a file system"
+        mkfs.ext4 -q -L "$FILE_SYSTEM_LABEL" -m 0 "$device"
+    else
+        label=$(blkid --match-tag LABEL --output value "$device" || true)
+        if [ "$label" != "$FILE_SYSTEM_LABEL" ]; then
+            echo "error: $device: holds something else (${found% }, label '${label}'); it is left alone." \
+                "Attach a blank disk, or label ours: e2label $device $FILE_SYSTEM_LABEL" >&2
+            return 1
+        fi
+        e2fsck -p "$device" || [ $? -le 1 ] # after a crash
+    fi
+    mkdir -p "$folder"
+    mount -o defaults,noatime "$device" "$folder"
+    resize2fs "$device" >/dev/null 2>&1 # the disk may have grown
+    echo "$folder: mounted from $device"
+}

@@ -1,0 +1,29 @@
+output "name" {
+  description = "Name of the machine."
+  value       = google_compute_instance.this.name
+}
+
+output "zone" {
+  description = "Where it is."
+  value       = google_compute_instance.this.zone
+}
+
+output "address" {
+  description = "Its private address."
+  value       = google_compute_instance.this.network_interface[0].network_ip
+}
+
+output "instance" {
+  description = "The machine, for tests."
+  value       = google_compute_instance.this
+}
+
+output "snapshots" {
+  description = "How its data disk is snapshotted, for tests."
+  value       = google_compute_disk_resource_policy_attachment.snapshots
+}
+
+output "told" {
+  description = "What the machine is told by its metadata; no secrets."
+  value       = { environment = var.environment, secrets = var.secrets, folders = var.folders, compose_file = var.compose_file }
+}

@@ -1,0 +1,33 @@
+# What a person needs next.
+
+locals {
+  tunnel = "gcloud compute ssh %s --project=${var.project} --zone=${var.zones[0]} --tunnel-through-iap -- -N"
+}
+
+output "tunnels" {
+  description = "Commands that bring the user interfaces to this machine's loopback."
+  value = {
+    dagster  = "${format(local.tunnel, module.dagster.name)} -L 3000:127.0.0.1:3000   # http://127.0.0.1:3000"
+    grafana  = "${format(local.tunnel, module.dagster.name)} -L 3001:127.0.0.1:3001   # http://127.0.0.1:3001"
+    kafka_ui = "${format(local.tunnel, module.pipeline.name)} -L 8080:127.0.0.1:8080   # http://127.0.0.1:8080"
+    postgres = "${format(local.tunnel, module.pipeline.name)} -L 5432:127.0.0.1:5432   # psql -h 127.0.0.1 -U cryptostream"
+  }
+}
+
+output "images" {
+  description = "What the machines pull: build and push these."
+  value       = local.images
+}
+
+output "urls" {
+  description = "RAW_URL and PARQUET_URL, for tools on other machines."
+  value = {
+    RAW_URL     = local.common_environment.RAW_URL
+    PARQUET_URL = local.common_environment.PARQUET_URL
+  }
+}
+
+output "kafka_bootstrap" {
+  description = "KAFKA_BOOTSTRAP, within the network."
+  value       = local.kafka_bootstrap
+}

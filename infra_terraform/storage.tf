@@ -1,0 +1,113 @@
+# Two buckets: what was received, for ever, and what was built from it.
+
+locals {
+  prefix = "orderbook"
+}
+
+resource "google_storage_bucket" "raw" {
+  #checkov:skip=CKV_GCP_62:a log line for each of a thousand small objects a minute costs more than the objects
+  #checkov:skip=CKV_GCP_78:objects are never overwritten, but for claims, whose old versions say nothing; soft delete keeps what is deleted
+  name                        = var.raw_bucket
+  location                    = upper(var.region)
+  storage_class               = "STANDARD"
+  uniform_bucket_level_access = true
+  public_access_prevention    = "enforced"
+  force_destroy               = false
+
+  # What a person deletes by mistake can be brought back for a month.
+  soft_delete_policy {
+    retention_duration_seconds = 30 * 24 * 3600
+  }
+
+  # Data alone expires, by the names that data has. _commits/, _chains/, _progress/ and lake.json match none of them.
+  dynamic "lifecycle_rule" {
+    for_each = var.raw_days == null ? [] : [var.raw_days]
+
+    content {
+      action {
+        type = "Delete"
+      }
+      condition {
+        age            = lifecycle_rule.value
+        matches_prefix = [for kind in ["ticker=", "coverage/", "quarantine/"] : "${local.prefix}/${kind}"]
+      }
+    }
+  }
+
+  lifecycle_rule {
+    action {
+      type = "AbortIncompleteMultipartUpload"
+    }
+    condition {
+      age = 1
+    }
+  }
+
+  # Objects of some ten kB are charged as 128 kB in colder classes: nothing here moves to one.
+
+  lifecycle {
+    prevent_destroy = true
+  }
+
+  depends_on = [google_project_service.this]
+}
+
+resource "google_storage_bucket" "parquet" {
+  #checkov:skip=CKV_GCP_62:a log line for each of a thousand small objects a minute costs more than the objects
+  #checkov:skip=CKV_GCP_78:an overwritten object can be built again from the raw lake
+  name                        = var.parquet_bucket
+  location                    = upper(var.region)
+  storage_class               = "STANDARD"
+  uniform_bucket_level_access = true
+  public_access_prevention    = "enforced"
+  force_destroy               = false
+
+  soft_delete_policy {
+    retention_duration_seconds = 7 * 24 * 3600
+  }
+
+  lifecycle_rule {
+    action {
+      type = "AbortIncompleteMultipartUpload"
+    }
+    condition {
+      age = 1
+    }
+  }
+
+  lifecycle {
+    prevent_destroy = true
+  }
+
+  depends_on = [google_project_service.this]
+}
+
+# The same Parquet as a table, hive partitions as columns; for those who would rather ask in SQL.
+resource "google_bigquery_dataset" "this" {
+  count = var.bigquery ? 1 : 0
+
+  dataset_id = "cryptostream"
+  location   = var.region
+
+  depends_on = [google_project_service.this]
+}
+
+resource "google_bigquery_table" "orderbook" {
+  count = var.bigquery ? 1 : 0
+
+  dataset_id          = google_bigquery_dataset.this[0].dataset_id
+  table_id            = "orderbook"
+  deletion_protection = var.deletion_protection
+
+  external_data_configuration {
+    autodetect    = true
+    source_format = "PARQUET"
+    source_uris   = ["gs://${google_storage_bucket.parquet.name}/${local.prefix}/ticker=*"]
+
+    hive_partitioning_options {
+      mode                     = "AUTO"
+      source_uri_prefix        = "gs://${google_storage_bucket.parquet.name}/${local.prefix}/"
+      require_partition_filter = true
+    }
+  }
+}

@@ -1,0 +1,117 @@
+# Each of these is refused before anything is planned, by a sentence that says what to do.
+
+mock_provider "google" {
+  override_during = plan
+}
+
+variables {
+  project          = "my-project"
+  raw_bucket       = "my-project-raw"
+  parquet_bucket   = "my-project-parquet"
+  operators        = ["user:someone@example.com"]
+  partitions_start = "2026-12-01T00:00+0900"
+}
+
+run "a_project_by_its_name" {
+  command = plan
+  variables {
+    project = "My Project"
+  }
+  expect_failures = [var.project]
+}
+
+run "zones_that_are_not_distinct" {
+  command = plan
+  variables {
+    zones = ["asia-northeast3-a", "asia-northeast3-a", "asia-northeast3-c"]
+  }
+  expect_failures = [var.zones]
+}
+
+run "zones_of_another_region" {
+  command = plan
+  variables {
+    zones = ["us-central1-a", "us-central1-b", "us-central1-c"]
+  }
+  expect_failures = [var.zones]
+}
+
+run "as_many_in_sync_as_there_are_replicas" {
+  command = plan
+  variables {
+    kafka = { replication = 3, min_isr = 3 }
+  }
+  expect_failures = [var.kafka]
+}
+
+run "more_replicas_than_brokers" {
+  command = plan
+  variables {
+    kafka = { replication = 4 }
+  }
+  expect_failures = [var.kafka]
+}
+
+run "one_bucket_for_both" {
+  command = plan
+  variables {
+    parquet_bucket = "my-project-raw"
+  }
+  expect_failures = [var.parquet_bucket]
+}
+
+run "a_bucket_name_that_is_none" {
+  command = plan
+  variables {
+    raw_bucket = "My_Bucket/orderbook"
+  }
+  expect_failures = [var.raw_bucket]
+}
+
+run "nobody_to_operate_it" {
+  command = plan
+  variables {
+    operators = []
+  }
+  expect_failures = [var.operators]
+}
+
+run "everybody_to_operate_it" {
+  command = plan
+  variables {
+    operators = ["allUsers"]
+  }
+  expect_failures = [var.operators]
+}
+
+run "an_image_that_may_be_any" {
+  command = plan
+  variables {
+    image_tag = "latest"
+  }
+  expect_failures = [var.image_tag]
+}
+
+run "a_first_window_beside_the_grid" {
+  command = plan
+  variables {
+    partitions_start = "2026-12-01T00:03+0900"
+  }
+  expect_failures = [var.partitions_start]
+}
+
+run "raw_data_for_a_day_only" {
+  command = plan
+  variables {
+    raw_days = 1
+  }
+  expect_failures = [var.raw_days]
+}
+
+run "a_conf_file_that_is_not_there" {
+  command = plan
+  variables {
+    producer_conf = "nowhere.conf"
+  }
+  expect_failures = [var.producer_conf]
+}
