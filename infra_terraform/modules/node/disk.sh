@@ -5,6 +5,10 @@ set -euo pipefail
 
 FILE_SYSTEM_LABEL=cryptostream
 
+file_system_bytes() {
+    dumpe2fs -h "$1" 2>/dev/null | awk -F: '/^Block count/ {count = $2} /^Block size/ {size = $2} END {print count * size}'
+}
+
 # mount_data DEVICE FOLDER
 mount_data() {
     local device=$1 folder=$2 found label
@@ -34,9 +38,13 @@ mount_data() {
             return 1
         fi
         e2fsck -p "$device" || [ $? -le 1 ] # after a crash
+        if [ "$(file_system_bytes "$device")" -lt $(($(blockdev --getsize64 "$device") - 1048576)) ]; then
+            echo "$device: has grown, and the file system with it"
+            e2fsck -f -p "$device" || [ $? -le 1 ]
+            resize2fs "$device"
+        fi
     fi
     mkdir -p "$folder"
     mount -o defaults,noatime "$device" "$folder"
-    resize2fs "$device" >/dev/null 2>&1 # the disk may have grown
     echo "$folder: mounted from $device"
 }
