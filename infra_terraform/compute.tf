@@ -90,7 +90,7 @@ module "dagster" {
     PARTITIONS_START = var.partitions_start
     PRODUCER_CONF    = "/etc/cryptostream/producer.conf"
     CONSUMER_CONF    = "/etc/cryptostream/consumer.conf"
-  })
+  }, var.raw_days == null ? {} : { RAW_RETENTION_DAYS = tostring(var.raw_days) })
   secrets = {
     postgres_password       = { id = local.secret_ids["postgres-password"], make = false }
     grafana_reader_password = { id = local.secret_ids["grafana-reader-password"], make = false }

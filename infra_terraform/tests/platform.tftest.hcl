@@ -255,6 +255,11 @@ run "raw_data_expires_and_commits_do_not" {
     ]) == jsonencode([["orderbook/ticker=", "orderbook/coverage/", "orderbook/quarantine/"]])
     error_message = "the rule that deletes must name data alone"
   }
+
+  assert {
+    condition     = module.dagster.told.environment.RAW_RETENTION_DAYS == "90"
+    error_message = "Dagster must know from when on windows are frozen"
+  }
 }
 
 run "switches_add_only_what_they_say" {
