@@ -161,7 +161,8 @@ class Containers:
 
     def _environment(self, name: str) -> dict[str, str]:
         given = {**self._image(name)["env"], **self.services[name]["environment"]}
-        own = {key: self._put(value) for key, value in given.items() if key != "PATH"}
+        # A variable without a value is one that the settings do not name.
+        own = {key: self._put(value) for key, value in given.items() if value is not None and key != "PATH"}
         own |= self.extra
         return {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
