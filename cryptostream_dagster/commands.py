@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command()(demo)
     app.command()(migrate)
     app.command()(chart)
+    app.command()(status)
     catalog = typer.Typer(help="The catalog of the lake in Postgres.", no_args_is_help=True)
     catalog.command("rebuild")(rebuild_catalog)
     app.add_typer(catalog, name="catalog")
@@ -69,6 +70,41 @@ def migrate() -> None:
         applied = schema.migrate(warehouse)
         schema.claim_database(warehouse, settings.source, settings.market_time_zone)
     typer.echo(f"applied {', '.join(applied)}" if applied else "the schema is up to date")
+
+
+def status(
+    state: Annotated[Path | None, typer.Option(help="State folder of a local stack to look at.")] = None,
+    producer_port: Annotated[
+        list[int] | None, typer.Option(help="--metrics-port of a producer; may be given again.")
+    ] = None,
+    consumer_port: Annotated[
+        list[int] | None, typer.Option(help="--metrics-port of a consumer; may be given again.")
+    ] = None,
+    dagster: Annotated[str | None, typer.Option(help="URL of Dagster's webserver.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show on one screen how the platform is; exit status 1 if something needs a person."""
+    from datetime import UTC, datetime
+
+    from rich.console import Console
+
+    from cryptostream_dagster import overview, overview_screen
+    from cryptostream_dagster.client import Client
+
+    settings = (Client.from_state(state) if state else Client()).settings
+    local = overview.find_local(settings)
+    asked = overview.Asked(
+        [[port] for port in producer_port or []] or (local.producers if local else ()),
+        [[port] for port in consumer_port or []] or (local.consumers if local else ()),
+        dagster or (local.dagster if local else None),
+    )
+    found = overview.look(settings, asked, datetime.now(UTC))
+    troubles = overview.find_troubles(found, settings)
+    if as_json:
+        typer.echo(overview_screen.as_json(found, troubles))
+    else:
+        Console(highlight=False).print(overview_screen.as_screen(found, troubles, settings.zone))
+    raise typer.Exit(1 if troubles else 0)
 
 
 def rebuild_catalog() -> None:
