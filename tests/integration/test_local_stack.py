@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -74,6 +75,27 @@ def test_a_chart_can_be_drawn_while_the_stack_runs(local_stack: LocalStack, tmp_
     command = ["chart", "BTC", "--state", str(local_stack.state), "--out", str(out)]
     subprocess.run([sys.executable, "-m", "ingest_services", *command], check=True)
     assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_status_finds_whatever_the_stack_runs(local_stack: LocalStack) -> None:
+    wait_for_candles(local_stack)
+    told: dict[str, Any] = {}
+
+    def all_is_well() -> bool:
+        command = ["status", "--state", str(local_stack.state), "--json"]
+        done = subprocess.run(
+            [sys.executable, "-m", "ingest_services", *command], capture_output=True, text=True, check=False
+        )
+        assert done.returncode in {0, 1}, done.stderr
+        told.update(json.loads(done.stdout))
+        return all(service["well"] for service in told["services"])
+
+    until(all_is_well, 60, lambda: json.dumps(told, indent=1))  # daemons are heard of within half a minute
+    kinds = [service["name"].partition(" :")[0] for service in told["services"]]
+    assert kinds[:3] == ["producer", "consumer", "Dagster"]
+    assert {"daemon scheduler", "daemon sensor", "lake", "warehouse"} <= set(kinds)
+    assert {claim["partition"] for claim in told["claims"]} == {0, 1}
+    assert told["windows"]
 
 
 def test_nothing_listens_on_anything_but_loopback(local_stack: LocalStack) -> None:

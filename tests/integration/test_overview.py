@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from cryptostream_dagster.catalog.outcome import note_failure
 from cryptostream_dagster.catalog.sync import sync
-from cryptostream_dagster.overview import Asked, Claim, Overview, Service, find_troubles, look
+from cryptostream_dagster.overview import Asked, Claim, Overview, Service, WindowState, find_troubles, look
 from cryptostream_dagster.overview_screen import as_json, as_screen
 from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.warehouse.freshness import Newest
@@ -178,6 +179,10 @@ def test_each_thing_that_needs_a_person_is_said(tmp_path: Path, database: TestDa
     assert "none was built since" in stale
     (deaf,) = troubles(newest=Newest(LAST, None))
     assert "are the producers running?" in deaf
+    window = WindowState(LAST.start, 1, 1, None, 1, NOW, True, False, None)
+    assert troubles(newest=Newest(LAST, None), windows=[window]) == []  # nobody can say who listened
+    (silent,) = troubles(newest=Newest(LAST, LAST), windows=[replace(window, coverage=0.0)])
+    assert silent.startswith("nobody listened in ")
     assert troubles(unbuilt=1, oldest_unbuilt=LAST.start) == []  # its turn comes
     (unbuilt,) = troubles(unbuilt=3, oldest_unbuilt=LAST.shifted(-4).start)
     assert unbuilt.startswith("3 complete windows are not built, the oldest")
