@@ -191,7 +191,9 @@ def find_local(settings: PipelineSettings) -> Asked | None:
         # A stack that moved on to a fresh broker uses the other of the two.
         return [[ports[name] for name in (kind, f"{kind}_next") if name in ports]]
 
-    dagster = url_of(root) or (f"http://{monitor.LOOPBACK}:{ports['dagster']}" if "dagster" in ports else None)
+    dagster = url_of(root) or (
+        f"http://{monitor.LOOPBACK}:{ports['dagster']}" if "dagster" in ports else None
+    )
     return Asked(group("producer"), group("consumer"), dagster)
 
 
