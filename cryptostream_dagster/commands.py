@@ -60,7 +60,7 @@ def demo(
 
 
 def migrate() -> None:
-    """Create or upgrade the warehouse's tables."""
+    """Create or upgrade the warehouse's tables, and make their next partitions."""
     from cryptostream_dagster.settings import PipelineSettings
     from cryptostream_dagster.warehouse import connection, schema
     from ingest_services.settings import load_settings
@@ -69,7 +69,10 @@ def migrate() -> None:
     with connection.connect(settings) as warehouse:
         applied = schema.migrate(warehouse)
         schema.claim_database(warehouse, settings.source, settings.market_time_zone)
+        made = schema.make_partitions_ahead(warehouse, settings.zone)
     typer.echo(f"applied {', '.join(applied)}" if applied else "the schema is up to date")
+    if made:
+        typer.echo(f"made {', '.join(made)}")
 
 
 def status(

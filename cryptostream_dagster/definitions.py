@@ -22,6 +22,7 @@ from dagster import (
 from cryptostream_dagster import alerts, crosscheck, freshness
 from cryptostream_dagster.assets.ohlc_5m_ticker import ohlc_5m_ticker
 from cryptostream_dagster.assets.orderbook_daily import orderbook_daily
+from cryptostream_dagster.assets.orderbook_features_5m import orderbook_features_5m
 from cryptostream_dagster.assets.orderbook_parquet import orderbook_parquet
 from cryptostream_dagster.assets.raw_orderbook import raw_orderbook
 from cryptostream_dagster.assets.verdict import build_verdict
@@ -59,6 +60,7 @@ def _compose(settings: PipelineSettings, resources: Mapping[str, Any]) -> Defini
     raw = raw_orderbook(partitions)
     parquet = orderbook_parquet(partitions, settings, raw)
     candles = ohlc_5m_ticker(partitions, parquet)
+    features = orderbook_features_5m(partitions, parquet, candles)
     days = day_partitions(settings)
     fresh, agree = freshness.build_check(), crosscheck.build_check()
     job, daily_job, cross_check = build_job(fresh), build_daily_job(), crosscheck.build_job(agree)
@@ -69,13 +71,14 @@ def _compose(settings: PipelineSettings, resources: Mapping[str, Any]) -> Defini
                 raw,
                 parquet,
                 candles,
+                features,
                 orderbook_daily(days, settings, parquet),
                 crosscheck.exchange_candles(),
             ]
         ),
         asset_checks=[
             *build_checks(partitions),
-            build_verdict(partitions, candles),
+            build_verdict(partitions, candles, [features]),
             fresh,
             agree,
         ],

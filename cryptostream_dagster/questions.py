@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.sql import load_sql
 from cryptostream_dagster.transforms.contents import Footer, outside, read_footers, undeclared
-from cryptostream_dagster.transforms.schema import CANDLE_COLUMNS, Column
+from cryptostream_dagster.transforms.schema import CANDLE_COLUMNS, FEATURE_COLUMNS, Column
 from cryptostream_dagster.transforms.storage import Storage, open_storage
 from cryptostream_dagster.warehouse.declared import undeclared_rows
 from cryptostream_dagster.window import Window
@@ -177,5 +177,17 @@ QUESTIONS = (
         "No book has its best bid above its best ask. Those that do are in no candle.",
         _query("no_crossed_books"),
         warns=True,
+    ),
+    Question(
+        "orderbook_features_5m",
+        "as_declared",
+        _DECLARED,
+        _rows_as_declared("orderbook_features_5m", FEATURE_COLUMNS),
+    ),
+    Question(
+        "orderbook_features_5m",
+        "candles_have_features",
+        "A ticker has features exactly if it has a candle, of the same books and with the same spread.",
+        _query("candles_have_features"),
     ),
 )

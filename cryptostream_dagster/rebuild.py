@@ -26,12 +26,12 @@ from cryptostream_dagster.catalog.seal import SealedFile, digest_of
 from cryptostream_dagster.catalog.sync import sync
 from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.sql import load_sql
-from cryptostream_dagster.steps import PARQUET, candle_step, open_parquet, open_raw
+from cryptostream_dagster.steps import PARQUET, candle_step, feature_step, open_parquet, open_raw
 from cryptostream_dagster.transforms.books import TickerBooks, parquet_path
 from cryptostream_dagster.transforms.contents import Footer, read_footers
 from cryptostream_dagster.transforms.storage import ObjectGone, Storage
 from cryptostream_dagster.warehouse.connection import Lock, connect
-from cryptostream_dagster.warehouse.queries import CANDLES
+from cryptostream_dagster.warehouse.queries import CANDLES, FEATURES
 from cryptostream_dagster.warehouse.schema import claim_database, ensure_partitions, migrate
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
@@ -52,7 +52,7 @@ CATALOG = (
 )
 
 # What is made from a window's Parquet, and by which step.
-_TABLES = {CANDLES: candle_step}
+_TABLES = {CANDLES: candle_step, FEATURES: feature_step}
 
 _WORKSHOP = "catalog_rebuild"
 _WAREHOUSE = "cryptostream_dagster.warehouse"

@@ -69,18 +69,19 @@ class Platform:
 
     @contextmanager
     def connect(self) -> Iterator[psycopg.Connection]:
-        """Connect to the warehouse, its schema up to date, its data of our source.
+        """Connect to the warehouse, its schema up to date, partitions made ahead, its data of our source.
 
         Raises:
             UserError: If it cannot be reached, or belongs to another source.
         """
         # Both take their time to import, and loading the definitions needs neither.
         from cryptostream_dagster.warehouse.connection import connect
-        from cryptostream_dagster.warehouse.schema import claim_database, migrate
+        from cryptostream_dagster.warehouse.schema import claim_database, make_partitions_ahead, migrate
 
         with connect(self.settings) as connection:
             if not self._schema_is_there:
                 migrate(connection)
                 claim_database(connection, self.settings.source, self.settings.market_time_zone)
+                make_partitions_ahead(connection, self.settings.zone)
                 self._schema_is_there = True
             yield connection

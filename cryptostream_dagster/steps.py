@@ -1,4 +1,4 @@
-"""What the three assets do for one window, without Dagster: seal, write Parquet, write candles.
+"""What the assets do for one window, without Dagster: seal, write Parquet, write candles and features.
 
 Every step takes the window's lock, looks at the newest state inside it, writes, and records what it built in
 the same transaction. A step that finds nothing to do changes nothing.
@@ -27,11 +27,13 @@ from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.sql import load_sql
 from cryptostream_dagster.transforms.books import BookBuilder, TickerBooks
 from cryptostream_dagster.transforms.candles import TickerCandle, window_candles
+from cryptostream_dagster.transforms.features import TickerFeatures, window_features
 from cryptostream_dagster.transforms.raw import RawObject
 from cryptostream_dagster.transforms.storage import ObjectGone, Storage, open_storage
 from cryptostream_dagster.warehouse.candles import Written, write_candles
 from cryptostream_dagster.warehouse.connection import lock_window
-from cryptostream_dagster.warehouse.queries import CANDLES
+from cryptostream_dagster.warehouse.features import FeaturesWritten, write_features
+from cryptostream_dagster.warehouse.queries import CANDLES, FEATURES, TABLES
 from cryptostream_dagster.warehouse.schema import ensure_partitions
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
@@ -89,6 +91,23 @@ class CandlesBuilt:
     digest: str
     candles: list[TickerCandle]
     written: Written | None
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturesBuilt:
+    """What the feature step computed and changed.
+
+    Attributes:
+        version: Version of the seal that the features were built from.
+        digest: Its digest.
+        features: One per ticker with a usable book.
+        written: What changed; None if a newer version was there already.
+    """
+
+    version: int
+    digest: str
+    features: list[TickerFeatures]
+    written: FeaturesWritten | None
 
 
 def seal_step(
@@ -215,37 +234,46 @@ def candle_step(connection: psycopg.Connection, window: Window, settings: Pipeli
     Raises:
         UserError: If there is no Parquet of it.
     """
-    parquet = open_parquet(settings)
     ensure_partitions(connection, window, settings.zone)
     with connection.transaction():
-        lock_window(connection, window)
-        version = _built_version(connection, window, PARQUET)
-        if version is None:
-            raise UserError(
-                f"window {window.label(settings.zone)} has no Parquet: materialize orderbook_parquet first"
-            )
-        row = connection.execute(
-            "SELECT digest FROM seal WHERE window_start = %s AND version = %s", (window.start, version)
-        ).fetchone()
-        assert row is not None
-        digest = str(row[0])
-        recorded = _recorded_books(connection, window)
-        if not _all_there(parquet, recorded):
-            raise UserError(
-                f"window {window.label(settings.zone)}: the Parquet in {parquet.url} is not what was "
-                "recorded; materialize orderbook_parquet again"
-            )
-        paths = [books.path for books in recorded if books.path]
+        source = _lock_parquet(connection, window, settings)
         candles = window_candles(
-            parquet, paths, window, settings.duckdb_threads, settings.duckdb_memory_mb, digest
+            source.parquet,
+            source.paths,
+            window,
+            settings.duckdb_threads,
+            settings.duckdb_memory_mb,
+            source.digest,
         )
-        if (_built_version(connection, window, CANDLES) or 0) > version:
-            return CandlesBuilt(version, digest, candles, None)
-        written = write_candles(connection, window, version, candles, settings.zone)
-        arguments = {"start": window.start, "asset": CANDLES, "version": version, "digest": digest}
-        connection.execute(load_sql(_WAREHOUSE, "note_built"), arguments)
-        connection.execute(load_sql(_WAREHOUSE, "finish_window"), arguments)
-    return CandlesBuilt(version, digest, candles, written)
+        if _is_newer(connection, window, CANDLES, source):
+            return CandlesBuilt(source.version, source.digest, candles, None)
+        written = write_candles(connection, window, source.version, candles, settings.zone)
+        _finish(connection, window, CANDLES, source)
+    return CandlesBuilt(source.version, source.digest, candles, written)
+
+
+def feature_step(connection: psycopg.Connection, window: Window, settings: PipelineSettings) -> FeaturesBuilt:
+    """Write the book features of a window from its Parquet.
+
+    Raises:
+        UserError: If there is no Parquet of it.
+    """
+    ensure_partitions(connection, window, settings.zone)
+    with connection.transaction():
+        source = _lock_parquet(connection, window, settings)
+        features = window_features(
+            source.parquet,
+            source.paths,
+            window,
+            settings.duckdb_threads,
+            settings.duckdb_memory_mb,
+            source.digest,
+        )
+        if _is_newer(connection, window, FEATURES, source):
+            return FeaturesBuilt(source.version, source.digest, features, None)
+        written = write_features(connection, window, source.version, features, settings.zone)
+        _finish(connection, window, FEATURES, source)
+    return FeaturesBuilt(source.version, source.digest, features, written)
 
 
 def parquet_is_there(connection: psycopg.Connection, window: Window, settings: PipelineSettings) -> bool:
@@ -269,6 +297,57 @@ def windows_without_parquet(
 def open_parquet(settings: PipelineSettings) -> Storage:
     """Open PARQUET_URL."""
     return open_storage("PARQUET_URL", settings.parquet_url)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A window's Parquet, and the seal that it was built from."""
+
+    parquet: Storage
+    paths: list[str]
+    version: int
+    digest: str
+
+
+def _lock_parquet(connection: psycopg.Connection, window: Window, settings: PipelineSettings) -> _Source:
+    """Take the window's lock and return its Parquet.
+
+    Raises:
+        UserError: If there is none, or it is not what was recorded.
+    """
+    parquet = open_parquet(settings)
+    lock_window(connection, window)
+    row = connection.execute(
+        "SELECT version, digest FROM built WHERE window_start = %s AND asset = %s", (window.start, PARQUET)
+    ).fetchone()
+    if row is None:
+        raise UserError(
+            f"window {window.label(settings.zone)} has no Parquet: materialize orderbook_parquet first"
+        )
+    recorded = _recorded_books(connection, window)
+    if not _all_there(parquet, recorded):
+        raise UserError(
+            f"window {window.label(settings.zone)}: the Parquet in {parquet.url} is not what was "
+            "recorded; materialize orderbook_parquet again"
+        )
+    return _Source(parquet, [books.path for books in recorded if books.path], row[0], row[1])
+
+
+def _is_newer(connection: psycopg.Connection, window: Window, table: str, source: _Source) -> bool:
+    return (_built_version(connection, window, table) or 0) > source.version
+
+
+def _finish(connection: psycopg.Connection, window: Window, table: str, source: _Source) -> None:
+    """Record that a table has its rows of a window, and the window as built if all tables have."""
+    arguments = {
+        "start": window.start,
+        "asset": table,
+        "version": source.version,
+        "digest": source.digest,
+        "tables": list(TABLES),
+    }
+    connection.execute(load_sql(_WAREHOUSE, "note_built"), arguments)
+    connection.execute(load_sql(_WAREHOUSE, "finish_window"), arguments)
 
 
 def open_raw(settings: PipelineSettings) -> Storage:
@@ -321,9 +400,11 @@ def _all_there(parquet: Storage, recorded: list[TickerBooks]) -> bool:
 
 __all__ = [
     "CandlesBuilt",
+    "FeaturesBuilt",
     "ParquetBuilt",
     "Sealed",
     "candle_step",
+    "feature_step",
     "open_parquet",
     "open_raw",
     "parquet_is_there",

@@ -1,4 +1,4 @@
-"""A whole Dagster half for tests: a lake, a database of its own, and the three steps."""
+"""A whole Dagster half for tests: a lake, a database of its own, and the steps."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class Pipeline:
     connection: psycopg.Connection
 
     def build(self, window: Window) -> tuple[steps.Sealed, steps.ParquetBuilt, steps.CandlesBuilt]:
-        return (self.seal(window), self.parquet(window), self.candles(window))
+        built = (self.seal(window), self.parquet(window), self.candles(window))
+        self.features(window)
+        return built
 
     def seal(self, window: Window) -> steps.Sealed:
         return steps.seal_step(self.connection, self.lake.store, window, self.settings)
@@ -51,6 +53,9 @@ class Pipeline:
 
     def candles(self, window: Window) -> steps.CandlesBuilt:
         return steps.candle_step(self.connection, window, self.settings)
+
+    def features(self, window: Window) -> steps.FeaturesBuilt:
+        return steps.feature_step(self.connection, window, self.settings)
 
     def query(self, text: str, *arguments: object) -> list[tuple[Any, ...]]:
         return self.connection.execute(text, arguments or None).fetchall()  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ _PACKAGE = "cryptostream_dagster.catalog"
 
 # Has no row in `built`: the seal itself is what it builds.
 SEALED = "raw_orderbook"
-# The last step: it marks the revisions that were built.
+# Without it nothing of a window is finished.
 CANDLES = "ohlc_5m_ticker"
 
 

@@ -1,21 +1,18 @@
-"""Parquet of a window → one candle per ticker, as plain values. The rule is in `sql/candles.sql`."""
+"""Parquet of a window → one candle per ticker, as plain values.
+
+The rule is in `sql/weighed.sql` and `sql/candles.sql`.
+"""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 
 from cryptostream_dagster.sql import load_sql
-from cryptostream_dagster.transforms.duck import open_duckdb
-from cryptostream_dagster.transforms.parquet import read_books
 from cryptostream_dagster.transforms.storage import Storage
+from cryptostream_dagster.transforms.window_books import query_window_books, weighed_books
 from cryptostream_dagster.window import Window
-
-_PACKAGE = "cryptostream_dagster.transforms"
-_COLUMNS = ["ticker", "market", "exchange_time", "ask_price1", "bid_price1"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +78,10 @@ def window_candles(
     Raises:
         UserError: If an object is missing, is no Parquet, or was built from another seal.
     """
-    if not paths:
-        return []
-    import numpy as np
-    import pyarrow as pa
-
-    books = read_books(parquet, paths, _COLUMNS, digest)
-    # The rows of an object are in total order, which is more than their columns alone could say.
-    books = books.append_column("row_number", pa.array(np.arange(books.num_rows, dtype=np.int64)))
-    with tempfile.TemporaryDirectory(prefix="cryptostream-") as scratch:
-        session = open_duckdb(threads, memory_mb, Path(scratch))
-        try:
-            session.register("book", books)
-            rows = session.execute(
-                load_sql(_PACKAGE, "candles"), {"start_ms": window.start_ms, "end_ms": window.end_ms}
-            ).fetchall()
-        finally:
-            session.close()
+    rows = query_window_books(parquet, paths, window, candles_query, threads, memory_mb, digest)
     return [TickerCandle(*row) for row in rows]
+
+
+def candles_query(_columns: Sequence[str] = ()) -> str:
+    """Return the query over `book`, the rows of a window."""
+    return weighed_books() + load_sql("cryptostream_dagster.transforms", "candles")

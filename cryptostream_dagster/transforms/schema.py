@@ -1,4 +1,4 @@
-"""The declared columns of the Parquet objects and of the candles; everything that names a column starts here.
+"""The declared columns of Parquet, candles and features; everything that names a column starts here.
 
 Prices and sizes in Parquet are DOUBLE. That loses nothing: the exchange's numbers have at most 15 significant
 digits, and every decimal of up to 15 digits survives the way into a double and back through its shortest
@@ -159,4 +159,71 @@ CANDLE_COLUMNS = [
     ),
     Column("version", "int64", "Version of the seal with which the row took its values", least=1),
     Column("built_at", "timestamp", "When it did"),
+    Column(
+        "quoted_ms",
+        "int64",
+        "For how long a mid prevailed, ms: the weight of the means; NULL before it was kept",
+        nullable=True,
+        least=0,
+        most=300_000,
+    ),
+]
+
+# Half-widths of the bands around the mid in which a book's depth is told.
+DEPTH_BANDS_BPS = (10, 50)
+
+
+def depth_column(side: str, bps: int) -> str:
+    """Return the name of a depth column: `ask_depth_10bps`."""
+    return f"{side}_depth_{bps}bps"
+
+
+FEATURE_COLUMNS = [
+    *CANDLE_COLUMNS[:4],
+    Column(
+        "mean_spread_bps",
+        "decimal",
+        "Spread over mid, basis points, averaged over time: that of the candle",
+        nullable=True,
+        least=0,
+    ),
+    *(
+        Column(
+            depth_column(side, bps),
+            "decimal",
+            f"Sum of the {side}s' sizes within {bps} bps of the mid, base currency, averaged over time; "
+            "NULL if a book ended sooner",
+            nullable=True,
+            least=0,
+        )
+        for bps in DEPTH_BANDS_BPS
+        for side in ("ask", "bid")
+    ),
+    Column(
+        "imbalance",
+        "decimal",
+        "(bid size - ask size) / (bid size + ask size) of the best level, averaged over time",
+        nullable=True,
+        least=-1,
+        most=1,
+    ),
+    Column(
+        "close_microprice",
+        "decimal",
+        "Best ask and best bid of the last book, each weighed by the size of the other side",
+        nullable=True,
+        above=0,
+    ),
+    Column(
+        "realized_volatility",
+        "decimal",
+        "Square root of the sum of the mid's squared log returns from second to second; not annualised",
+        nullable=True,
+        least=0,
+    ),
+    Column(
+        "return_count", "int32", "Returns in it: 300 if a mid prevailed from the start", least=0, most=300
+    ),
+    Column("book_count", "int64", "Books behind the row, those of the candle", least=1),
+    *(column for column in CANDLE_COLUMNS if column.name in ("version", "built_at")),
 ]

@@ -11,6 +11,9 @@ import psycopg
 from cryptostream_dagster.window import Window
 
 CANDLES = "ohlc_5m_ticker"
+FEATURES = "orderbook_features_5m"
+# A window is built once it is built in all of these.
+TABLES = (CANDLES, FEATURES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ files were applied, not how far.
 from __future__ import annotations
 
 import re
-from datetime import date
+from datetime import UTC, date, datetime
 from importlib.resources import files
 from typing import LiteralString
 from zoneinfo import ZoneInfo
@@ -18,6 +18,12 @@ from psycopg import sql
 from cryptostream_dagster.warehouse.connection import Lock
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
+
+# Tables that are cut at months of the market's calendar, and those that are cut at months of UTC.
+PARTITIONED_BY_DATE = ("ohlc_5m_ticker", "orderbook_features_5m")
+PARTITIONED_BY_INSTANT = ("coverage_5m",)
+# A warehouse that nobody looks after for so long still takes the rows of its newest window.
+MONTHS_AHEAD = 3
 
 _NAME = re.compile(r"(\d{4})_\w+\.sql")
 
@@ -35,7 +41,7 @@ def migrations() -> list[tuple[int, str, LiteralString]]:
 
 def applied_migrations(connection: psycopg.Connection) -> set[str]:
     """Return the names of the migrations that the database has."""
-    if not _exists(connection, "schema_migration"):
+    if not _existing(connection, ["schema_migration"]):
         return set()
     return {row[0] for row in connection.execute("SELECT name FROM schema_migration")}
 
@@ -106,31 +112,56 @@ def claim_database(connection: psycopg.Connection, source: str, time_zone: str) 
         )
 
 
-def ensure_partitions(connection: psycopg.Connection, window: Window, zone: ZoneInfo) -> None:
-    """Make the monthly partitions that a window's rows go to, and those of the month after.
+def ensure_partitions(
+    connection: psycopg.Connection, window: Window, zone: ZoneInfo, months_ahead: int = 1
+) -> list[str]:
+    """Make the monthly partitions that a window's rows go to, and those of the months after.
 
-    Runs in a transaction of its own, before the one that writes: attaching takes a lock that stops no reader
-    and no writer of the parent, but should be held for a moment only.
+    Safe to run twice, and twice at once. Each is made in a transaction of its own, before the one that
+    writes: attaching takes a lock that stops no reader and no writer of the parent, but should be held for a
+    moment only.
+
+    Args:
+        connection: Outside a transaction.
+        window: The window.
+        zone: The market's time zone.
+        months_ahead: How many months after the window's.
+
+    Returns:
+        Names of the partitions that were made now.
     """
-    days = {"ohlc_5m_ticker": window.event_date(zone), "coverage_5m": window.start.date()}
-    for table, day in days.items():
-        for month in (_month(day), _month(day, 1)):
-            name = f"{table}_{month:%Y_%m}"
-            if _exists(connection, name):
+    wanted = {}
+    for table in PARTITIONED_BY_DATE + PARTITIONED_BY_INSTANT:
+        day = window.event_date(zone) if table in PARTITIONED_BY_DATE else window.start.date()
+        for month in (_month(day, later) for later in range(months_ahead + 1)):
+            wanted[f"{table}_{month:%Y_%m}"] = table, month
+    made = []
+    for name in sorted(wanted.keys() - _existing(connection, list(wanted))):
+        table, month = wanted[name]
+        with connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s, 1)", (Lock.SCHEMA,))
+            if _existing(connection, [name]):
                 continue
-            with connection.transaction():
-                connection.execute("SELECT pg_advisory_xact_lock(%s, 1)", (Lock.SCHEMA,))
-                if _exists(connection, name):
-                    continue
-                names = {"name": sql.Identifier(name), "table": sql.Identifier(table)}
-                connection.execute(
-                    sql.SQL("CREATE TABLE {name} (LIKE {table} INCLUDING DEFAULTS)").format(**names)
-                )
-                connection.execute(
-                    sql.SQL(
-                        "ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({start}) TO ({end})"
-                    ).format(**names, start=sql.Literal(month), end=sql.Literal(_month(month, 1)))
-                )
+            names = {"name": sql.Identifier(name), "table": sql.Identifier(table)}
+            connection.execute(
+                sql.SQL("CREATE TABLE {name} (LIKE {table} INCLUDING DEFAULTS)").format(**names)
+            )
+            connection.execute(
+                sql.SQL(
+                    "ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({start}) TO ({end})"
+                ).format(**names, start=sql.Literal(month), end=sql.Literal(_month(month, 1)))
+            )
+        made.append(name)
+    return made
+
+
+def make_partitions_ahead(connection: psycopg.Connection, zone: ZoneInfo) -> list[str]:
+    """Make the partitions of this month and the next ones, long before a row is to go there.
+
+    Returns:
+        Names of the partitions that were made now.
+    """
+    return ensure_partitions(connection, Window.at(datetime.now(UTC)), zone, MONTHS_AHEAD)
 
 
 def _month(day: date, later: int = 0) -> date:
@@ -138,9 +169,11 @@ def _month(day: date, later: int = 0) -> date:
     return date(months // 12, months % 12 + 1, 1)
 
 
-def _exists(connection: psycopg.Connection, table: str) -> bool:
+def _existing(connection: psycopg.Connection, tables: list[str]) -> set[str]:
+    """Return which of some tables exist."""
     # Not to_regclass: its cached "no" survives the wait for a lock, while somebody else makes the table.
     found = connection.execute(
-        "SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = %s", (table,)
+        "SELECT tablename FROM pg_tables WHERE schemaname = current_schema() AND tablename = ANY(%s)",
+        (tables,),
     )
-    return found.fetchone() is not None
+    return {row[0] for row in found}

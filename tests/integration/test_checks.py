@@ -67,6 +67,8 @@ def break_everything_in_the_second_window(world: World) -> None:
             "UPDATE coverage_5m SET book_count = 7, crossed_count = 2 "
             "WHERE window_start = %s AND ticker = 'ETH'",
             "UPDATE coverage_5m SET coverage_ratio = 0.5 WHERE window_start = %s",
+            "UPDATE orderbook_features_5m SET imbalance = 2, book_count = 9 "
+            "WHERE event_time = %s AND ticker = 'BTC'",
             "UPDATE parquet_file SET duplicates = 3 WHERE window_start = %s AND ticker = 'BTC'",
         ):
             connection.execute(statement, (second,))
@@ -89,6 +91,8 @@ BROKEN = {
     ("ohlc_5m_ticker", "as_declared"): "ETH: twap_price, coverage_ratio",
     ("ohlc_5m_ticker", "times_in_window"): "BTC",
     ("ohlc_5m_ticker", "no_crossed_books"): "ETH 2",
+    ("orderbook_features_5m", "as_declared"): "BTC: imbalance",
+    ("orderbook_features_5m", "candles_have_features"): "BTC",
 }
 
 

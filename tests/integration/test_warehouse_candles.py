@@ -13,13 +13,14 @@ import pytest
 from cryptostream_dagster import steps
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.transforms.books import BookBuilder
+from cryptostream_dagster.transforms.schema import CANDLE_COLUMNS
 from cryptostream_dagster.warehouse import queries
 from cryptostream_dagster.warehouse.connection import connect
-from cryptostream_dagster.warehouse.schema import claim_database, ensure_partitions, migrate, migrations
+from cryptostream_dagster.warehouse.schema import claim_database, migrate, migrations
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
 from ingest_services.lake.lines import decompress, read_line
-from tests.lake_builder import SEOUL, Row, covered_minutes, frame, instant, ms
+from tests.lake_builder import Row, covered_minutes, frame, instant, ms
 from tests.pipeline import Pipeline, open_pipeline, pipeline_settings
 from tests.postgres_fixture import TestDatabase
 
@@ -27,10 +28,12 @@ START = instant("2025-02-02 16:05:00")
 WINDOW = Window.at(START)
 FAR = timedelta(hours=2)
 
+COLUMNS = ", ".join(column.name for column in CANDLE_COLUMNS)
 ALL_CANDLES = "SELECT * FROM ohlc_5m_ticker ORDER BY ticker, event_time"
 ALL_TABLES = (
     ALL_CANDLES,
     "SELECT * FROM ohlc_5m_history ORDER BY ticker, event_time",
+    "SELECT * FROM orderbook_features_5m ORDER BY ticker, event_time",
     "SELECT * FROM coverage_5m ORDER BY ticker, window_start",
     "SELECT * FROM parquet_file ORDER BY ticker, window_start",
     "SELECT * FROM seal ORDER BY window_start, version",
@@ -131,16 +134,6 @@ def test_an_unreachable_server_is_one_line(tmp_path: Path, database: TestDatabas
     assert "\n" not in str(caught.value)
 
 
-def test_partitions_of_this_month_and_the_next_are_there(pipeline: Pipeline) -> None:
-    # 1 March 00:00 in Seoul is still February in UTC, where coverage_5m is cut.
-    window = Window.at(instant("2025-03-01 00:00:00"))
-    for _ in range(2):
-        ensure_partitions(pipeline.connection, window, SEOUL)
-    names = {row[0] for row in pipeline.query("SELECT inhrelid::regclass::text FROM pg_inherits")}
-    assert {"ohlc_5m_ticker_2025_03", "ohlc_5m_ticker_2025_04"} <= names
-    assert {"coverage_5m_2025_02", "coverage_5m_2025_03"} <= names
-
-
 def test_a_window_becomes_candles(pipeline: Pipeline) -> None:
     pipeline.lake.commit(
         [book(0, 100), book(60, 110), book(120, 90), book(240, 95), book(10, 7, "ETH")],
@@ -202,7 +195,8 @@ def test_two_builders_at_once_change_nothing_either(pipeline: Pipeline) -> None:
 def test_a_window_that_grew_is_built_anew_and_the_old_candle_is_history(pipeline: Pipeline) -> None:
     pipeline.lake.commit([book(0, 100), book(10, 50, "ETH")])
     pipeline.build(WINDOW)
-    (old,) = pipeline.query("SELECT * FROM ohlc_5m_ticker WHERE ticker = 'BTC'")
+    (old,) = pipeline.query(f"SELECT {COLUMNS} FROM ohlc_5m_ticker WHERE ticker = 'BTC'")
+    built_at = pipeline.value("SELECT built_at FROM ohlc_5m_ticker WHERE ticker = 'BTC'")
     pipeline.lake.commit([book(100, 130)])
     sealed, parquet, candles = pipeline.build(WINDOW)
     assert (sealed.seal.version, parquet.version, candles.version) == (2, 2, 2)
@@ -212,13 +206,14 @@ def test_a_window_that_grew_is_built_anew_and_the_old_candle_is_history(pipeline
         ("BTC", 130, 2, 2),
         ("ETH", 50, 1, 1),  # took its values with version 1, and keeps them
     ]
-    (history,) = pipeline.query("SELECT * FROM ohlc_5m_history")
-    assert history[: len(old)] == old
-    valid_from, valid_to = history[len(old) :]
-    assert valid_from == old[-1]
+    (history,) = pipeline.query(f"SELECT {COLUMNS}, valid_from, valid_to FROM ohlc_5m_history")
+    *values, valid_from, valid_to = history
+    assert tuple(values) == old
+    assert valid_from == built_at
     assert valid_to == pipeline.value("SELECT built_at FROM ohlc_5m_ticker WHERE ticker = 'BTC'")
     assert pipeline.query("SELECT asset, version FROM built ORDER BY 1") == [
         ("ohlc_5m_ticker", 2),
+        ("orderbook_features_5m", 2),
         ("orderbook_parquet", 2),
     ]
 
@@ -251,40 +246,6 @@ def test_prev_close_is_the_window_before_whichever_is_built_first(
     assert pipeline.query(query) == expected
     # The correction is on record: first nothing was known of the window before.
     assert pipeline.query("SELECT close_price, prev_close_price FROM ohlc_5m_history") == [(300, None)]
-
-
-def test_the_views_tell_longer_candles_and_a_series_without_holes(pipeline: Pipeline) -> None:
-    start = instant("2025-02-02 23:50:00")
-    mids = {0: 10, 5: 30, 15: 20}  # minutes: two windows of Sunday, one of Monday; nothing at 00:00
-    rows = [
-        Row(frame("BTC", ms(start) + m * 60_000, [(mid + 1, mid - 1, 1, 1)]), (ms(start) + m * 60_000) * 1000)
-        for m, mid in mids.items()
-    ]
-    pipeline.lake.commit(rows)
-    pipeline.lake.through(start + FAR)
-    for n in range(5):
-        pipeline.build(Window.at(start).shifted(n))
-    days = (
-        "SELECT event_date::text, open_price, high_price, low_price, close_price, windows "
-        "FROM ohlc_1d ORDER BY 1"
-    )
-    assert pipeline.query(days) == [("2025-02-02", 10, 30, 10, 30, 2), ("2025-02-03", 20, 20, 20, 20, 1)]
-    hours = "SELECT event_time, close_price FROM ohlc_1h ORDER BY 1"
-    assert pipeline.query(hours) == [
-        (instant("2025-02-02 23:00:00"), 30),
-        (instant("2025-02-03 00:00:00"), 20),
-    ]
-    filled = (
-        "SELECT close_price, carried_forward, carried_from FROM ohlc_5m_filled WHERE ticker = 'BTC' "
-        "ORDER BY event_time"
-    )
-    assert pipeline.query(filled) == [
-        (10, False, None),
-        (30, False, None),
-        (30, True, instant("2025-02-02 23:55:00")),
-        (20, False, None),
-        (20, True, instant("2025-02-03 00:05:00")),
-    ]
 
 
 def test_the_questions_of_the_status_view(pipeline: Pipeline) -> None:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cryptostream_dagster.transforms.books import BookBuilder
-from cryptostream_dagster.transforms.candles import TickerCandle, window_candles
+from cryptostream_dagster.transforms.candles import TickerCandle, candles_query, window_candles
 from cryptostream_dagster.transforms.raw import RawObject
 from cryptostream_dagster.transforms.storage import open_storage
 from cryptostream_dagster.window import Window
@@ -159,12 +159,9 @@ def test_every_mid_on_the_tick_grid_is_exact(quote: str) -> None:
             "row_number": list(range(len(pairs))),
         }
     )
-    from cryptostream_dagster.sql import load_sql
-
     session = duckdb.connect()
     session.register("book", books)
-    query = load_sql("cryptostream_dagster.transforms", "candles")
-    rows = session.execute(query, {"start_ms": T0, "end_ms": END}).fetchall()
+    rows = session.execute(candles_query(), {"start_ms": T0, "end_ms": END}).fetchall()
     found = {int(row[0]): row[2] for row in rows}
     assert [found[n] for n in range(len(pairs))] == exact
 
@@ -213,6 +210,11 @@ def test_the_window_is_half_open(tmp_path: Path) -> None:
     rows.append(Row(frame("BTC", END, [(99, 98, 1, 1)], "SNAPSHOT"), (END - 1) * 1000))
     candle = candles_of(tmp_path, rows)["BTC"]
     assert (candle.book_count, candle.close, candle.last_ms) == (2, 20, END - 1)
+
+
+def test_tickers_that_look_like_numbers_stay_what_they_are(tmp_path: Path) -> None:
+    rows = [Row(frame(ticker, T0, [(11, 9, 1, 1)]), T0 * 1000 + 1) for ticker in ("1", "007", "1E5")]
+    assert list(candles_of(tmp_path, rows)) == ["007", "1", "1E5"]
 
 
 def test_no_parquet_gives_no_candle_and_a_broken_one_says_so(tmp_path: Path) -> None:

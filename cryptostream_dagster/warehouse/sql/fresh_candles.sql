@@ -17,7 +17,8 @@ SELECT
     (s.spread_ms / nullif(s.weight_ms, 0))::numeric(12, 6) AS mean_spread_bps,
     v.coverage_ratio,
     %(version)s::integer AS version,
-    %(now)s::timestamptz AS built_at
+    %(now)s::timestamptz AS built_at,
+    s.weight_ms AS quoted_ms
 FROM stage AS s
 LEFT JOIN ohlc_5m_ticker AS p ON p.ticker = s.ticker AND p.event_time = %(previous_start)s
 LEFT JOIN coverage_5m AS v ON v.ticker = s.ticker AND v.window_start = %(start)s
