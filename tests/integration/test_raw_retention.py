@@ -13,7 +13,7 @@ from cryptostream_dagster.catalog import retention
 from cryptostream_dagster.catalog.reconcile import find_candidates
 from cryptostream_dagster.catalog.retention import Frozen, freeze_until, frozen_until, prune
 from cryptostream_dagster.catalog.sync import sync
-from cryptostream_dagster.checks import QUESTIONS, ask
+from cryptostream_dagster.questions import QUESTIONS, Ground
 from cryptostream_dagster.window import Window
 from tests.lake_builder import Row, covered_minutes, frame, instant
 from tests.pipeline import Pipeline, open_pipeline
@@ -143,8 +143,9 @@ def test_the_catalog_forgets_what_is_frozen_and_answers_as_before_for_the_rest(
     sync(pipeline.connection, pipeline.lake.store)
 
     def answers() -> list[object]:
+        ground = Ground(pipeline.connection, pipeline.settings)
         found: list[object] = [
-            ask(pipeline.connection, question, window) for window in (YOUNG, silent) for question in QUESTIONS
+            question.ask(ground, window) for window in (YOUNG, silent) for question in QUESTIONS
         ]
         found.append(pipeline.query("SELECT * FROM coverage_5m ORDER BY window_start, ticker"))
         found.append(pipeline.query("SELECT * FROM seal ORDER BY window_start"))
