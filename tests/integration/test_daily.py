@@ -28,7 +28,7 @@ from cryptostream_dagster.day import Day
 from cryptostream_dagster.definitions import build_defs
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.settings import PipelineSettings
-from cryptostream_dagster.transforms.daily import DayWriter, daily_path
+from cryptostream_dagster.transforms.daily import DayChangedError, DayWriter, daily_path
 from cryptostream_dagster.transforms.parquet import read_books
 from cryptostream_dagster.transforms.storage import Storage, open_storage
 from cryptostream_dagster.warehouse.connection import connect
@@ -228,6 +228,25 @@ def test_two_runs_at_once_are_one(closed: World, monkeypatch: pytest.MonkeyPatch
     # It is free again.
     with connect(closed.settings) as other:
         assert daily_step(other, DAY, closed.settings).written == 0
+
+
+def test_a_day_that_moves_while_it_is_written_is_written_anew(
+    closed: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = steps._finish
+
+    def late(*arguments: Any) -> None:
+        closed.rebuild(WINDOWS[0], book(WINDOWS[0], 222, 7))
+        finish(*arguments)
+
+    monkeypatch.setattr(steps, "_finish", late)
+    with pytest.raises(DayChangedError, match="2025-02-02: a window was built again while"):
+        closed.daily()
+    monkeypatch.undo()
+    assert closed.wants_writing
+    closed.assert_client_sees_the_windows("BTC")
+    assert closed.daily().written == 2
+    closed.assert_file_is_its_windows("BTC")
 
 
 def test_a_truncated_object_is_named_and_mending_it_mends_the_day(closed: World) -> None:

@@ -125,6 +125,12 @@ def test_a_day_on_which_an_hour_comes_twice_has_both(roots: Roots) -> None:
     assert len(roots.reader(day).held) == 300
 
 
+def test_what_the_folders_are_called_is_no_data(tmp_path: Path) -> None:
+    roots = Roots(tmp_path / "market=elsewhere" / "partition=9")
+    table = roots.write([write_window(roots.parquet, window, 2) for window in WINDOWS[:2]]).read()
+    assert table.equals(pa.concat_tables(window_table(window, 2) for window in WINDOWS[:2]))
+
+
 def test_an_object_that_is_not_the_recorded_one_is_named(roots: Roots) -> None:
     parts = [write_window(roots.parquet, window, 3) for window in WINDOWS[:2]]
     file = Path(roots.parquet.locate(parts[1].path))
@@ -183,7 +189,7 @@ def test_each_window_is_read_from_one_place(roots: Roots) -> None:
     # Built again, even into as many bytes: the object. Never there before: the object. Gone: the file.
     assert write_window(roots.parquet, WINDOWS[2], 5, version=2).bytes == parts[2].bytes
     new = write_window(roots.parquet, WINDOWS[7], 5).path
-    Path(roots.parquet.locate(parts[4].path)).unlink()
+    Path(roots.parquet.locate(parts[5].path)).unlink()
     assert pieces() == [(0, 1), parts[2].path, (3, 5), new]
     # An object that was only touched is read, too: it cannot be told from one that was built again.
     os.utime(roots.parquet.locate(parts[0].path))
