@@ -3,11 +3,13 @@
 from typing import Any
 
 from dagster import (
+    AssetDep,
     AssetExecutionContext,
     AssetsDefinition,
     DataVersion,
     MaterializeResult,
     ResourceParam,
+    TimeWindowPartitionMapping,
     TimeWindowPartitionsDefinition,
     asset,
 )
@@ -32,10 +34,12 @@ def orderbook_daily(
     days: TimeWindowPartitionsDefinition, settings: PipelineSettings, parquet: AssetsDefinition
 ) -> AssetsDefinition:
     """Return the asset."""
+    # The first day may have begun before PARTITIONS_START: what is before that is not waited for.
+    windows = TimeWindowPartitionMapping(allow_nonexistent_upstream_partitions=True)
 
     @asset(
         name="orderbook_daily",
-        deps=[parquet],
+        deps=[AssetDep(parquet, partition_mapping=windows)],
         partitions_def=days,
         group_name=DAILY_GROUP,
         owners=OWNERS,

@@ -297,8 +297,8 @@ class DayWriter:
     def _read(self, session: Any, group: Sequence[Part], files: Sequence[Path]) -> Any:
         import duckdb
 
-        # DuckDB takes a quarter of Arrow's time over many small files. What folders are called is no data, and
-        # would replace the columns of that name.
+        # DuckDB takes a quarter of Arrow's time over many small files. What folders are called is no data,
+        # and would replace the columns of that name.
         query = "FROM read_parquet($files, hive_partitioning = false, union_by_name = true)"
         try:
             table = session.sql(query, params={"files": [str(file) for file in files]}).to_arrow_table()

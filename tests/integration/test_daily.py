@@ -519,6 +519,17 @@ def test_the_schedule_finds_days_that_were_missed_and_days_that_moved(location: 
 
 def test_a_run_tells_what_it_wrote_and_one_of_an_open_day_what_is_missing(location: Location) -> None:
     world = location.world
+    graph = location.defs.resolve_asset_graph()
+    days = graph.get(dg.AssetKey("orderbook_daily")).partitions_def
+    windows = graph.get(dg.AssetKey("orderbook_parquet")).partitions_def
+    mapping = graph.get_partition_mapping(dg.AssetKey("orderbook_daily"), dg.AssetKey("orderbook_parquet"))
+    assert days is not None
+    assert windows is not None
+    needed = mapping.get_upstream_mapped_partitions_result_for_partitions(
+        days.subset_with_partition_keys([str(DAY)]), days, windows
+    )
+    assert len(list(needed.partitions_subset.get_partition_keys())) == 4
+    assert needed.required_but_nonexistent_subset.is_empty
     failed = location.run()
     assert not failed.success
     text = str(failed.failure_data_for_node("orderbook_daily"))
