@@ -1,7 +1,8 @@
 """The check `fresh`, and the sensor that keeps asking it. What fresh means is in `warehouse/freshness.py`."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from dagster import (
@@ -9,6 +10,7 @@ from dagster import (
     AssetCheckResult,
     AssetChecksDefinition,
     AssetKey,
+    DagsterInstance,
     DefaultSensorStatus,
     ResourceParam,
     SensorDefinition,
@@ -25,6 +27,7 @@ from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.warehouse.freshness import (
     ENOUGH_LISTENED,
     STALE_AFTER,
+    Newest,
     explain,
     is_fresh,
     lag_of,
@@ -35,7 +38,7 @@ from cryptostream_dagster.webhook import post
 CHECK = "fresh"
 ASSET = "ohlc_5m_ticker"
 
-_LOOK_EVERY_S = 60
+_LOOK_EVERY_S = 30
 # Evaluations live in the event log for ever: what has not changed is said again only now and then.
 _REPEAT_AFTER = timedelta(minutes=30)
 
@@ -48,14 +51,15 @@ def build_check() -> AssetChecksDefinition:
         name=CHECK,
         description=(
             f"The newest window that is complete, and of which at least {ENOUGH_LISTENED:.0%} was listened "
-            f"to, ended at most {STALE_AFTER / timedelta(minutes=1):.0f} minutes ago. Looked at every minute."
+            f"to, ended at most {STALE_AFTER / timedelta(minutes=1):.0f} minutes ago. Looked at twice a "
+            "minute."
         ),
         op_tags={"dagster/priority": "-1"},
     )
     def fresh(platform: ResourceParam[Platform]) -> AssetCheckResult:
         with explained("Postgres"):
-            passed, metadata = _look(platform)
-        return AssetCheckResult(passed=passed, metadata=metadata)
+            seen = _look(platform)
+        return AssetCheckResult(passed=seen.passed, metadata=seen.metadata)
 
     return fresh
 
@@ -68,7 +72,7 @@ def build_sensor(settings: PipelineSettings) -> SensorDefinition:
         minimum_interval_seconds=_LOOK_EVERY_S,
         default_status=DefaultSensorStatus.RUNNING,
         description=(
-            f"Looks every minute whether {ASSET} is fresh, and tells its check `{CHECK}`; where there is a "
+            f"Looks twice a minute whether {ASSET} is fresh, and tells its check `{CHECK}`; where there is a "
             "webhook for alerts, it is told when that turns."
         ),
     )
@@ -77,44 +81,83 @@ def build_sensor(settings: PipelineSettings) -> SensorDefinition:
     ) -> SensorResult | SkipReason:
         if settings.missing:
             return SkipReason(settings.missing)
-        now = datetime.now(UTC)
-        passed, metadata = _look(platform)
-        said = str(metadata["detail"])
-        if not _is_news(context.cursor, passed, now):
+        seen = _look(platform)
+        passed, said = seen.passed, seen.metadata["detail"]
+        if seen.newest.began is None:
+            return SkipReason("the catalog knows of no lake yet")
+        last, this = _Told.read(context.cursor), _Told.of(passed, context.instance)
+        if last is not None and not this.is_news(last):
             return SkipReason(said)
-        if settings.alert_webhook_url and _has_turned(context.cursor, passed):
+        if settings.alert_webhook_url and last is not None and last.passed != passed:
             text = (
                 f"CryptoStream ({settings.source}): {ASSET} is {'fresh again' if passed else 'stale'}: {said}"
             )
             if refused := post(settings.alert_webhook_url, text):
                 context.log.warning(f"not sent, {refused}: {text}")
-        evaluation = AssetCheckEvaluation(AssetKey(ASSET), CHECK, passed, metadata)
-        return SensorResult(asset_events=[evaluation], cursor=_cursor(passed, now))
+        evaluation = AssetCheckEvaluation(AssetKey(ASSET), CHECK, passed, seen.metadata)
+        return SensorResult(asset_events=[evaluation], cursor=this.cursor)
 
     return freshness
 
 
-def _look(platform: Platform) -> tuple[bool, dict[str, Any]]:
-    """Return whether the asset is fresh, and what people see of that."""
+class _Seen(NamedTuple):
+    """What was found: the windows, whether they are fresh, and what people see of that."""
+
+    newest: Newest
+    passed: bool
+    metadata: dict[str, Any]
+
+
+def _look(platform: Platform) -> _Seen:
     now = datetime.now(UTC)
     with platform.connect() as connection:
         newest = newest_windows(connection, now)
     lag = lag_of(newest, now)
-    return is_fresh(newest, now), {
-        "detail": explain(newest, now, platform.settings.zone),
-        **({"lag_s": round(lag.total_seconds(), 1)} if lag is not None else {}),
-    }
+    return _Seen(
+        newest,
+        is_fresh(newest, now),
+        {
+            "detail": explain(newest, now, platform.settings.zone),
+            **({"lag_s": round(lag.total_seconds(), 1)} if lag is not None else {}),
+        },
+    )
 
 
-def _is_news(cursor: str | None, passed: bool, now: datetime) -> bool:
-    if not cursor or _has_turned(cursor, passed):
-        return True
-    return bool(now.timestamp() >= orjson.loads(cursor)["at"] + _REPEAT_AFTER.total_seconds())
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the check was told, as the sensor remembers it.
 
+    Attributes:
+        passed: The answer.
+        at: When, seconds since the epoch.
+        materialized_at: When a window of the asset was materialized last; 0: never.
+    """
 
-def _has_turned(cursor: str | None, passed: bool) -> bool:
-    return bool(cursor) and orjson.loads(cursor or "")["passed"] != passed
+    passed: bool
+    at: float
+    materialized_at: float
 
+    @classmethod
+    def of(cls, passed: bool, instance: DagsterInstance) -> "_Told":
+        latest = instance.get_latest_materialization_event(AssetKey(ASSET))
+        return cls(passed, datetime.now(UTC).timestamp(), 0.0 if latest is None else latest.timestamp)
 
-def _cursor(passed: bool, now: datetime) -> str:
-    return orjson.dumps({"passed": passed, "at": now.timestamp()}).decode()
+    @classmethod
+    def read(cls, cursor: str | None) -> "_Told | None":
+        return cls(**orjson.loads(cursor)) if cursor else None
+
+    @property
+    def cursor(self) -> str:
+        return orjson.dumps(self).decode()
+
+    def is_news(self, last: "_Told") -> bool:
+        """Whether the check is to be told again.
+
+        What has not turned is said again after a materialization, because the UI shows a check that is older
+        than that as one that was not evaluated; and now and then.
+        """
+        return (
+            self.passed != last.passed
+            or self.materialized_at != last.materialized_at
+            or self.at >= last.at + _REPEAT_AFTER.total_seconds()
+        )

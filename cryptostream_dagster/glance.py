@@ -5,7 +5,7 @@ Belongs here: whose data, and which, goes into a picture. Does not belong here: 
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from cryptostream_dagster.pictures import Bar, Quote, as_markdown, day_picture, window_picture
@@ -22,6 +22,7 @@ _WAREHOUSE = "cryptostream_dagster.warehouse"
 
 # Who is the busiest is asked of two hours: of one window it would be another each time.
 _BUSIEST_OF = 24
+_DAY_AT_LEAST = timedelta(hours=2)
 
 
 def pictures(connection: psycopg.Connection, window: Window, settings: PipelineSettings) -> dict[str, str]:
@@ -44,11 +45,11 @@ def pictures(connection: psycopg.Connection, window: Window, settings: PipelineS
     zone, day = settings.zone, window.event_date(settings.zone)
     found = {}
     if bars := day_so_far(connection, ticker, window, settings):
-        midnights = (datetime(d.year, d.month, d.day, tzinfo=zone) for d in (day, day + timedelta(days=1)))
-        start, end = (midnight.astimezone(UTC) for midnight in midnights)
+        # The day so far, and not all of it: in the morning that would be a corner of an empty picture.
+        start = min(bars[0].start, window.end - _DAY_AT_LEAST)
         title = whose.format(f"5-minute candles of the mid, {day:%Y-%m-%d}")
         found["day"] = as_markdown(
-            day_picture(title, bars, start, end, WINDOW, zone), f"{ticker}, the day so far"
+            day_picture(title, bars, start, window.end, WINDOW, zone), f"{ticker}, the day so far"
         )
     path = parquet_path(ticker, window, zone)
     if quotes := quotes_of(open_storage("PARQUET_URL", settings.parquet_url), path, window):

@@ -63,12 +63,12 @@ class _Axis(NamedTuple):
 def day_picture(
     title: str, bars: Sequence[Bar], start: datetime, end: datetime, width: timedelta, zone: ZoneInfo
 ) -> str:
-    """Draw candles over a day, and their mean spreads below.
+    """Draw candles of a day, or of a part of it, and their mean spreads below.
 
     Args:
         title: What it is, of whom.
         bars: In order, at least one.
-        start: Where the day begins, an instant.
+        start: Where the picture begins, an instant.
         end: Where it ends.
         width: Of a bar.
         zone: Of the times that are written.

@@ -35,10 +35,12 @@ class Newest:
     """The newest windows of their kind.
 
     Attributes:
+        began: When the lake began; None: there is none yet.
         built: With candles built, data or not; None: there is none.
         covered: Of these the newest that was listened to; None: none within a day.
     """
 
+    began: datetime | None
     built: Window | None
     covered: Window | None
 
@@ -55,8 +57,8 @@ def newest_windows(connection: psycopg.Connection, now: datetime) -> Newest:
         {"since": now - _LOOK_BACK, "enough": ENOUGH_LISTENED},
     ).fetchone()
     assert row is not None
-    built, covered = (None if start is None else Window.at(start) for start in row)
-    return Newest(built, covered)
+    built, covered = (None if start is None else Window.at(start) for start in row[1:])
+    return Newest(row[0], built, covered)
 
 
 def lag_of(newest: Newest, now: datetime) -> timedelta | None:
@@ -65,9 +67,10 @@ def lag_of(newest: Newest, now: datetime) -> timedelta | None:
 
 
 def is_fresh(newest: Newest, now: datetime) -> bool:
-    """Whether the newest complete and covered window is new enough."""
-    lag = lag_of(newest, now)
-    return lag is not None and lag <= STALE_AFTER
+    """Whether the newest complete and covered window is new enough; in a new lake it is awaited as long."""
+    covered_until = None if newest.covered is None else newest.covered.end
+    known = [instant for instant in (newest.began, covered_until) if instant is not None]
+    return bool(known) and now - max(known) <= STALE_AFTER
 
 
 def explain(newest: Newest, now: datetime, zone: ZoneInfo) -> str:
@@ -78,7 +81,7 @@ def explain(newest: Newest, now: datetime, zone: ZoneInfo) -> str:
     else:
         covered = f"the newest covered window, {newest.covered.label(zone)}, ended {_minutes(lag)} ago"
     if is_fresh(newest, now):
-        return covered
+        return covered if lag is not None else "the lake is new: its first window is awaited"
     if newest.built is None:
         return f"{covered}; no window was ever built"
     if now - newest.built.end <= STALE_AFTER:

@@ -1,6 +1,7 @@
--- The newest window that is built, and the newest of these that was listened to, at or after an instant. Each row is
--- looked at in turn, from the newest on, until one will do.
+-- When the lake began, the newest window that is built, and the newest of these that was listened to, at or after an
+-- instant. Each row is looked at in turn, from the newest on, until one will do.
 SELECT
+    (SELECT min(since) FROM lake_chain) AS began,
     (SELECT max(window_start) FROM built WHERE asset = 'ohlc_5m_ticker') AS newest_built,
     (
         SELECT b.window_start
