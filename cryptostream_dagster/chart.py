@@ -14,7 +14,7 @@ import mplfinance as mpf
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cryptostream_dagster.client import Client, Moment
+from cryptostream_dagster.client import Client, Freq, Moment
 from ingest_services.errors import UserError
 
 # The chart's style asks for a weight that the default font has not; the next one does.
@@ -22,9 +22,17 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 _PRICES = ("open_price", "high_price", "low_price", "close_price")
 _SIZE_INCHES = (12, 6)
+_LENGTHS: dict[Freq, str] = {"5min": "5-minute", "1h": "1-hour", "1d": "1-day"}
 
 
-def draw(client: Client, ticker: str, start: Moment | None, end: Moment | None, out: Path | None) -> Path:
+def draw(
+    client: Client,
+    ticker: str,
+    start: Moment | None,
+    end: Moment | None,
+    out: Path | None,
+    freq: Freq = "5min",
+) -> Path:
     """Draw candles into a PNG.
 
     Args:
@@ -33,6 +41,7 @@ def draw(client: Client, ticker: str, start: Moment | None, end: Moment | None, 
         start: First moment; all there is by default.
         end: End, exclusive.
         out: File to write; `<ticker>.png` in the working directory by default.
+        freq: `5min`, or `1h` or `1d` of the market's clock.
 
     Returns:
         The file.
@@ -40,12 +49,12 @@ def draw(client: Client, ticker: str, start: Moment | None, end: Moment | None, 
     Raises:
         UserError: If there is no candle, or the file cannot be written.
     """
-    frame = client.candles(ticker, start, end)
+    frame = client.candles(ticker, start, end, freq=freq)
     name = frame.attrs["ticker"]
     if frame.empty:
         raise UserError(f"{name}: there is no candle to draw in that time")
     path = out or Path(f"{name}.png")
-    figure = plot(frame, client.settings.market_time_zone)
+    figure = plot(frame, client.settings.market_time_zone, freq)
     try:
         figure.savefig(path, dpi=110, bbox_inches="tight")
     except OSError as error:
@@ -57,12 +66,13 @@ def draw(client: Client, ticker: str, start: Moment | None, end: Moment | None, 
     return path
 
 
-def plot(frame: pd.DataFrame, zone: str) -> Figure:
+def plot(frame: pd.DataFrame, zone: str, freq: Freq = "5min") -> Figure:
     """Return the figure of some candles.
 
     Args:
         frame: As `Client.candles` returns it, not empty.
         zone: Name of the zone of its index.
+        freq: What the candles are of.
     """
     simulated = frame.attrs["source"] == "simulator"
     # mplfinance wants a volume only if asked for it, and times without a zone: the market's clock.
@@ -80,7 +90,7 @@ def plot(frame: pd.DataFrame, zone: str) -> Figure:
     )
     axes[0].yaxis.set_major_formatter("{x:,.12g}")
     figure.suptitle(
-        f"{frame.attrs['ticker']}, 5-minute candles of the mid price (quotes, not trades)\n"
+        f"{frame.attrs['ticker']}, {_LENGTHS[freq]} candles of the mid price (quotes, not trades)\n"
         f"{prices.index[0]:%Y-%m-%d %H:%M} to {prices.index[-1]:%Y-%m-%d %H:%M} {zone}, "
         + ("simulated data" if simulated else "source: Upbit"),
         fontsize=12,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -133,6 +133,10 @@ def chart(
     ] = None,
     end: Annotated[str | None, typer.Option("--to", help="End, exclusive, market time.")] = None,
     out: Annotated[Path | None, typer.Option(help="PNG to write; TICKER.png by default.")] = None,
+    freq: Annotated[
+        Literal["5min", "1h", "1d"],
+        typer.Option(help="Of 5 minutes, or an hour or day of the market's clock."),
+    ] = "5min",
     state: Annotated[Path | None, typer.Option(help="State folder of a local stack to read.")] = None,
 ) -> None:
     """Draw a candlestick chart."""
@@ -140,7 +144,7 @@ def chart(
     from cryptostream_dagster.client import Client
 
     with Client.from_state(state) if state else Client() as client:
-        typer.echo(charts.draw(client, ticker, start, end, out))
+        typer.echo(charts.draw(client, ticker, start, end, out, freq))
 
 
 def backfill(

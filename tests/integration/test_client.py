@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo
 
 import matplotlib.pyplot as plt
@@ -316,6 +316,17 @@ def test_a_chart_is_a_picture(ours: Client, tmp_path: Path) -> None:
         chart.draw(ours, "ETH", None, None, tmp_path / "none.png")
     with pytest.raises(UserError, match="cannot be written"):
         chart.draw(ours, "BTC", None, None, tmp_path / "no-folder" / "chart.png")
+
+
+def test_a_chart_of_hours_or_days_says_so(known: Client, tmp_path: Path) -> None:
+    hours = chart.plot(known.candles("ETH", freq="1h"), "Asia/Seoul", "1h")
+    assert hours.get_suptitle().startswith("ETH, 1-hour candles of the mid price")
+    plt.close(hours)
+    pictures = [
+        chart.draw(known, "ETH", None, None, tmp_path / f"{freq}.png", freq).read_bytes()
+        for freq in get_args(client.Freq)[::2]
+    ]
+    assert len(set(pictures)) == 2
 
 
 @pytest.mark.parametrize(
