@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command()(migrate)
     app.command()(chart)
     app.command()(status)
+    app.command()(expire)
     catalog = typer.Typer(help="The catalog of the lake in Postgres.", no_args_is_help=True)
     catalog.command("rebuild")(rebuild_catalog)
     app.add_typer(catalog, name="catalog")
@@ -108,6 +109,34 @@ def status(
     else:
         Console(highlight=False).print(overview_screen.as_screen(found, troubles, settings.zone))
     raise typer.Exit(1 if troubles else 0)
+
+
+def expire(
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete them; without it they are counted.")
+    ] = False,
+    unbuilt: Annotated[
+        bool, typer.Option("--unbuilt", help="Also those of windows that are not built.")
+    ] = False,
+) -> None:
+    """Delete raw objects older than RAW_RETENTION_DAYS; on a bucket its lifecycle rule does that."""
+    from datetime import UTC, datetime
+
+    from cryptostream_dagster import expire as expiring
+    from cryptostream_dagster.resources import Platform
+    from cryptostream_dagster.settings import PipelineSettings
+    from ingest_services.settings import load_settings
+
+    settings = load_settings(PipelineSettings)
+    platform = Platform(settings)
+    store = platform.require_lake()
+    with platform.connect() as connection:
+        done = expiring.expire(connection, store, settings, datetime.now(UTC), delete=delete, unbuilt=unbuilt)
+    until = done.until.astimezone(settings.zone)
+    typer.echo(
+        f"{done.objects:,} raw objects of before {until:%Y-%m-%d %H:%M%z} "
+        + ("are deleted" if done.deleted else "would be deleted: --delete does it")
+    )
 
 
 def rebuild_catalog() -> None:

@@ -220,16 +220,16 @@ def find_troubles(overview: Overview, settings: PipelineSettings) -> list[str]:
             f"nobody listened in {newest.start.astimezone(zone):%H:%M}: are the producers running?"
         )
     if overview.failed_windows:
-        troubles.append(f"{overview.failed_windows} windows failed and are not built")
+        troubles.append(f"windows that failed and are not built: {overview.failed_windows}")
     oldest = overview.oldest_unbuilt
     if oldest is not None and now - oldest - WINDOW > UNBUILT_STALE:
         troubles.append(
-            f"{overview.unbuilt} complete windows are not built, the oldest "
+            f"complete windows that are not built: {overview.unbuilt}, the oldest "
             f"{oldest.astimezone(zone):%Y-%m-%d %H:%M}"
         )
     if overview.frozen:
         troubles.append(
-            f"{overview.frozen} windows are not built and cannot be: raw objects of them are gone"
+            f"windows that cannot be built because raw objects of them are gone: {overview.frozen}"
         )
     return troubles
 

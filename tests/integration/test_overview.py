@@ -129,13 +129,13 @@ def test_windows_that_failed_or_wait_are_shown_with_their_reason(pipeline: Pipel
     shown = screen(overview, pipeline.settings)
     assert "raw_orderbook the disk is full" in in_one_line(shown)
     assert "has grown since" in shown
-    assert "1 windows failed and are not built" in shown
+    assert "windows that failed and are not built: 1" in shown
     pipeline.connection.execute(
         "UPDATE lake_window SET gone_path = 'x' WHERE window_start = %s", (grown.start,)
     )
     overview = look(pipeline.settings, Asked(), datetime.now(UTC))
     assert (overview.unbuilt, overview.frozen) == (1, 1)
-    assert "raw objects of them are gone" in screen(overview, pipeline.settings)
+    assert "because raw objects of them are gone: 1" in screen(overview, pipeline.settings)
 
 
 def test_what_does_not_answer_is_not_well_and_the_rest_is_unknown(
@@ -185,4 +185,4 @@ def test_each_thing_that_needs_a_person_is_said(tmp_path: Path, database: TestDa
     assert silent.startswith("nobody listened in ")
     assert troubles(unbuilt=1, oldest_unbuilt=LAST.start) == []  # its turn comes
     (unbuilt,) = troubles(unbuilt=3, oldest_unbuilt=LAST.shifted(-4).start)
-    assert unbuilt.startswith("3 complete windows are not built, the oldest")
+    assert unbuilt.startswith("complete windows that are not built: 3, the oldest")

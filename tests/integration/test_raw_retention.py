@@ -13,8 +13,10 @@ from cryptostream_dagster.catalog import retention
 from cryptostream_dagster.catalog.reconcile import find_candidates
 from cryptostream_dagster.catalog.retention import Frozen, freeze_until, frozen_until, prune
 from cryptostream_dagster.catalog.sync import sync
+from cryptostream_dagster.expire import expire
 from cryptostream_dagster.questions import QUESTIONS, Ground
 from cryptostream_dagster.window import Window
+from ingest_services.errors import UserError
 from tests.lake_builder import Row, covered_minutes, frame, instant
 from tests.pipeline import Pipeline, open_pipeline
 from tests.postgres_fixture import TestDatabase
@@ -89,6 +91,44 @@ def test_a_window_whose_raw_data_has_expired_is_refused_and_stays_as_it_was_buil
         pipeline.parquet(OLD)
     assert built(pipeline) == before
     pipeline.build(YOUNG)  # not frozen
+
+
+def test_expired_objects_are_deleted_when_their_windows_are_built_and_frozen(pipeline: Pipeline) -> None:
+    two_built_windows(pipeline)
+    now = expire_the_old(pipeline)
+    before = built(pipeline)
+
+    def run(**options: bool) -> tuple[int, bool]:
+        done = expire(pipeline.connection, pipeline.lake.store, pipeline.settings, now, **options)
+        return done.objects, done.deleted
+
+    def paths() -> set[str]:
+        return set(pipeline.lake.store.list(""))
+
+    there = paths()
+    assert run(delete=False) == (7, False)  # two of books, five of heartbeats
+    assert paths() == there
+    pipeline.lake.commit([book(OLD, 30, 150)])  # late, and not built
+    with pytest.raises(UserError, match=r"that are not built.*: 1, the first 2025-02-02 16:05"):
+        run(delete=True)
+    there = paths()
+    assert run(delete=True, unbuilt=True) == (8, True)
+    gone = there - paths()
+    assert len(gone) == 8
+    assert all("/day=02/" in path for path in gone)
+    assert any("/day=07/" in path for path in paths())
+    assert {path for path in there if path.startswith("_")} <= paths()  # chains, commits, claims
+    assert not (pipeline.lake.folder / "ticker=BTC/year=2025/month=02/day=02").exists()
+    assert run(delete=True) == (0, True)
+    with pytest.raises(Frozen):
+        pipeline.seal(OLD)
+    pipeline.build(YOUNG)
+    assert built(pipeline) == before
+
+
+def test_nothing_expires_unless_somebody_says_when(pipeline: Pipeline) -> None:
+    with pytest.raises(UserError, match="RAW_RETENTION_DAYS is not set"):
+        expire(pipeline.connection, pipeline.lake.store, pipeline.settings, datetime.now(UTC), delete=True)
 
 
 def test_a_window_of_which_an_object_is_gone_is_never_built_from_less(pipeline: Pipeline) -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ingest_services import cli
 
 INGEST = {"buckets", "topic", "produce", "consume", "health", "simulate", "audit", "gc", "replay", "retire"}
-DAGSTER = {"dev", "demo", "migrate", "chart", "status"}
+DAGSTER = {"dev", "demo", "migrate", "chart", "status", "expire"}
 
 
 def commands() -> set[str]:
