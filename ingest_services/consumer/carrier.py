@@ -94,12 +94,12 @@ class Question:
 
     Attributes:
         due_ms: The end of the newest minute that was over, with `lateness`, when it was asked, ms.
-        committed: What was committed then, by partition.
+        read: Up to where everything was read then, by partition.
         answer: The ends, by partition.
     """
 
     due_ms: int
-    committed: dict[TopicPartition, int]
+    read: dict[TopicPartition, int]
     answer: Future[dict[TopicPartition, int]]
 
 
@@ -406,9 +406,8 @@ class Session:
         if newly_due_ms <= self._due_ms and not self._unproven():
             return
         self._due_ms = newly_due_ms
-        committed = {p.tp: p.committed for p in self._partitions}
-        positions = {p.tp: p.buffer.next for p in self._partitions}
-        self._question = Question(newly_due_ms, committed, self.questions.submit(self.log.ends, positions))
+        read = {p.tp: p.buffer.next for p in self._partitions}
+        self._question = Question(newly_due_ms, read, self.questions.submit(self.log.ends, read))
 
     def _unproven(self) -> bool:
         due_ms = self._due_ms
@@ -429,10 +428,10 @@ class Session:
             log.warning("the broker does not say where its log ends", cause=str(error))
             return
         for partition in self._partitions:
-            end, committed = ends[partition.tp], question.committed[partition.tp]
-            # Against what was committed when we asked: a later commit may lie beyond the answer.
-            if end < committed:
-                raise LogChanged(f"{partition.tp} ends at {end}, committed is {committed}")
+            end, read = ends[partition.tp], question.read[partition.tp]
+            # Against what was read when we asked: what came later may lie beyond the answer.
+            if end < read:
+                raise LogChanged(f"{partition.tp} ends at {end}, and was read up to {read}")
             partition.proven = (question.due_ms, end)
 
     def _look_at_chains(self) -> None:

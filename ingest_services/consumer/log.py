@@ -20,6 +20,8 @@ from ingest_services.consumer import batches
 from ingest_services.consumer.watermark import log_ends
 
 POLL_MS = 100
+# While everything is paused nothing can come, and a commit that ends must not wait for it.
+PAUSED_POLL_MS = 20
 # kafka-python's own default is 500; larger polls make better use of a big fetch.
 MAX_POLL_RECORDS = 2_000
 BROKER_TIMEOUT_S = 5.0
@@ -182,7 +184,8 @@ class KafkaLog:
     def poll(self) -> Mapping[TopicPartition, Read]:
         """See `Log.poll`."""
         self._take_up_resumed()
-        polled = self._consumer.poll(timeout_ms=POLL_MS)
+        idle = len(self._consumer.paused()) == len(self._partitions)
+        polled = self._consumer.poll(timeout_ms=PAUSED_POLL_MS if idle else POLL_MS)
         return {
             partition: Read(
                 polled.get(partition, ()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,13 +18,14 @@ from kafka import TopicPartition
 
 from ingest_services.config import ConsumerSection
 from ingest_services.consumer.buffer import ENTRY_BYTES, Buffer
-from ingest_services.consumer.carrier import Session
+from ingest_services.consumer.carrier import LogChanged, Session
 from ingest_services.consumer.clock import Clock
 from ingest_services.consumer.log import Read
 from ingest_services.consumer.metrics import REGISTRY
 from ingest_services.consumer.sink import Sink
 from ingest_services.lake import chain as chains
 from ingest_services.lake import layout
+from ingest_services.lake.layout import MINUTE_MS
 from ingest_services.lake.store import FolderStore
 
 PARTITIONS = 6
@@ -41,6 +43,7 @@ class ScriptedLog:
     """A log that holds some records of each partition, all of this minute, and gives ten of each a poll."""
 
     held: dict[int, int]
+    now_ms: int = NOW_MS
     positions: dict[TopicPartition, int] = field(default_factory=dict)
     paused: set[TopicPartition] = field(default_factory=set)
 
@@ -73,8 +76,10 @@ class ScriptedLog:
 
     def poll(self) -> Mapping[TopicPartition, Read]:
         found = {}
+        time.sleep(0.001)
         for tp, at in self.positions.items():
-            end = at if tp in self.paused else min(at + POLL_RECORDS, self.held.get(tp.partition, 0))
+            end = min(at + POLL_RECORDS, self.held.get(tp.partition, 0))
+            end = at if tp in self.paused else max(at, end)
             records: list[Any] = [
                 SimpleNamespace(offset=n, timestamp=NOW_MS - 1000 * AGE_S, key=None, value=VALUE, headers=[])
                 for n in range(at, end)
@@ -116,18 +121,18 @@ class ShutStore(FolderStore):
 @contextmanager
 def session_on(store: FolderStore, **held: int) -> Iterator[tuple[Session, ScriptedLog]]:
     """A session that has found its chain; `p0=7` puts seven records into partition 0."""
+    log = ScriptedLog({int(name[1:]): count for name, count in held.items()})
     with (
         ThreadPoolExecutor(4) as uploads,
         ThreadPoolExecutor(PARTITIONS) as jobs,
         ThreadPoolExecutor(2) as questions,
     ):
-        clock = Clock(lambda: NOW_MS)
+        clock = Clock(lambda: log.now_ms)
         sink = Sink(
             store, ZoneInfo("Asia/Seoul"), ".jsonl", uploads, lambda _: None, threading.Event(), clock
         )
         sections = [ConsumerSection(f"gcs_consumer{n}", "t", n, "g") for n in range(PARTITIONS)]
         settings: Any = SimpleNamespace(lateness_s=5.0, consumer_conf="consumer.conf")
-        log = ScriptedLog({int(name[1:]): count for name, count in held.items()})
         own: Any = log
         session = Session(sections, settings, sink, threading.Event(), BUDGET, own, jobs, questions)
         session.open()
@@ -245,3 +250,30 @@ def test_figures_say_what_is_held_how_old_it_is_how_far_it_is_to_the_end_and_wha
         session._read()
         session.finish()
     assert told("fenced_total", section="gcs_consumer2") == begun["fenced_total"] + 1
+
+
+def step_until_asked_again(session: Session) -> None:
+    before = session._due_ms
+    while session._due_ms == before or session._question is not None:
+        session.step()
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_log_that_ends_below_what_was_read_was_rolled_back_and_is_not_claimed(
+    tmp_path: Path, committed: bool
+) -> None:
+    store = FolderStore(tmp_path)
+    with session_on(store, p0=20) as (session, log):
+        read_all(session, log)
+        if committed:
+            log.now_ms += MINUTE_MS
+            step_until_asked_again(session)
+            read_all(session, log)
+            assert tails(store)[0] == 20
+        # The broker says nothing of it: it brings no records for a position beyond its end.
+        log.held[0] = 10
+        log.now_ms += MINUTE_MS
+        with pytest.raises(LogChanged, match="ends at 10, and was read up to 20"):
+            step_until_asked_again(session)
+    claim = chains.read_progress(store, 1, 0)
+    assert claim is None or claim.minutes_through_ms < log.now_ms - MINUTE_MS
