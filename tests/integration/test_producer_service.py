@@ -225,7 +225,8 @@ def test_a_socket_that_fell_silent_is_given_up_and_the_silence_is_a_hole(
     with producing(
         [section(topic, "KRW-BTC")], settings_for(exchange, broker.bootstrap, tmp_path)
     ) as running:
-        wait_until(lambda: exchange.clients == 1, "a subscription")
+        wait_until(lambda: "BTC" in running.stats[0].last_frame_us, "the snapshot")
+        time.sleep(0.01)  # what is read at once has one stamp
         exchange.says_up = False
         exchange.answers_pings = pongs
         exchange.send(book("KRW-BTC", now_ms(), 1))
