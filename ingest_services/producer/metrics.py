@@ -106,7 +106,7 @@ class SectionStats:
         last_frame_us: By ticker, when its last book was received, µs since the epoch.
         silent: Tickers subscribed to that the live connection delivered nothing of within the bound.
         verdicts: What comparing quiet tickers with the exchange's REST API said, by verdict.
-        resubscriptions: Connections made anew because a subscription was dead.
+        resubscriptions: Connections made anew for a subscription that was dead, or silent and unanswered.
         holes_s: What was claimed as covered and taken back, ticker-seconds.
         heartbeats: Heartbeats made.
         published: Records handed to Kafka.
@@ -288,7 +288,7 @@ FAMILIES: tuple[Family | Distribution, ...] = (
     _tells_which("state", "state", State, "1 for the state that the connection is in.", "connection_state"),
     _counts("connected", "Connections opened."),
     _counts_by("reconnects", "cause", "Connections that ended, by cause."),
-    _counts("resubscriptions", "Connections made anew because a subscription was dead."),
+    _counts("resubscriptions", "Connections made anew for dead or unanswered subscriptions."),
     _counts(
         "limiter_wait_s",
         "Seconds for which connecting waited for the exchange's limit.",
