@@ -497,6 +497,8 @@ class Session:
         if batch is not None:
             with metrics.COMMIT_SECONDS.time():
                 commit = self.sink.commit(chain.number, number, batch, lambda: self._require_chain(chain))
+            late = (f.rows for f in commit.files if f.kind == "book" and f.minute_ms < partition.through_ms)
+            metrics.LATE.labels(partition.section.name).inc(sum(late))
             for entry in batch.entries:
                 if entry.reason:
                     metrics.QUARANTINED.labels(partition.section.name, entry.reason).inc()

@@ -32,6 +32,12 @@ FENCED = Counter(
 MISSING = Counter(
     "cryptostream_consumer_offsets_missing", "Offsets that never came", ["section"], registry=REGISTRY
 )
+LATE = Counter(
+    "cryptostream_consumer_late_books",
+    "Books committed into a minute that was claimed before",
+    ["section"],
+    registry=REGISTRY,
+)
 QUARANTINED = Counter(
     "cryptostream_consumer_quarantined",
     "Records committed to quarantine, by reason",

@@ -44,6 +44,7 @@ class ScriptedLog:
 
     held: dict[int, int]
     now_ms: int = NOW_MS
+    value: bytes = VALUE
     positions: dict[TopicPartition, int] = field(default_factory=dict)
     paused: set[TopicPartition] = field(default_factory=set)
 
@@ -81,7 +82,9 @@ class ScriptedLog:
             end = min(at + POLL_RECORDS, self.held.get(tp.partition, 0))
             end = at if tp in self.paused else max(at, end)
             records: list[Any] = [
-                SimpleNamespace(offset=n, timestamp=NOW_MS - 1000 * AGE_S, key=None, value=VALUE, headers=[])
+                SimpleNamespace(
+                    offset=n, timestamp=NOW_MS - 1000 * AGE_S, key=None, value=self.value, headers=[]
+                )
                 for n in range(at, end)
             ]
             self.positions[tp] = end
@@ -277,3 +280,22 @@ def test_a_log_that_ends_below_what_was_read_was_rolled_back_and_is_not_claimed(
             step_until_asked_again(session)
     claim = chains.read_progress(store, 1, 0)
     assert claim is None or claim.minutes_through_ms < log.now_ms - MINUTE_MS
+
+
+def test_books_of_a_minute_that_was_claimed_before_are_counted_as_late(tmp_path: Path) -> None:
+    before = told("late_books_total", section="gcs_consumer0") or 0.0
+    with session_on(FolderStore(tmp_path), p0=3) as (session, log):
+        log.value = b'{"ty":"orderbook","cd":"KRW-BTC","tms":%d,"st":"REALTIME","obu":[]}' % (
+            NOW_MS - 2 * MINUTE_MS
+        )
+        read_all(session, log)
+        session.finish()
+        assert told("late_books_total", section="gcs_consumer0") == before
+        # All of it is older than what is claimed now.
+        log.now_ms += MINUTE_MS
+        step_until_asked_again(session)
+        read_all(session, log)
+        log.held[0] = 5
+        read_all(session, log)
+        session.finish()
+    assert told("late_books_total", section="gcs_consumer0") == before + 2
