@@ -20,6 +20,7 @@ from dagster import (
 )
 
 from cryptostream_dagster import alerts, crosscheck, freshness
+from cryptostream_dagster.assets.market import build_market_job, build_market_schedule, market
 from cryptostream_dagster.assets.ohlc_5m_ticker import ohlc_5m_ticker
 from cryptostream_dagster.assets.orderbook_daily import orderbook_daily
 from cryptostream_dagster.assets.orderbook_features_5m import orderbook_features_5m
@@ -64,6 +65,7 @@ def _compose(settings: PipelineSettings, resources: Mapping[str, Any]) -> Defini
     days = day_partitions(settings)
     fresh, agree = freshness.build_check(), crosscheck.build_check()
     job, daily_job, cross_check = build_job(fresh), build_daily_job(), crosscheck.build_job(agree)
+    market_job = build_market_job()
     housekeeping, every_six_hours = build_housekeeping(settings)
     return Definitions(
         assets=with_source_code_references(
@@ -74,6 +76,7 @@ def _compose(settings: PipelineSettings, resources: Mapping[str, Any]) -> Defini
                 features,
                 orderbook_daily(days, settings, parquet),
                 crosscheck.exchange_candles(),
+                market(),
             ]
         ),
         asset_checks=[
@@ -86,12 +89,14 @@ def _compose(settings: PipelineSettings, resources: Mapping[str, Any]) -> Defini
             job,
             daily_job,
             cross_check,
+            market_job,
             housekeeping,
         ],
         schedules=[
             build_schedule(job, partitions, settings),
             build_daily_schedule(daily_job, days, settings),
             crosscheck.build_schedule(cross_check, settings),
+            build_market_schedule(market_job, settings),
             every_six_hours,
         ],
         sensors=[

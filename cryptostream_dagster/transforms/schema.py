@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Kind = Literal["string", "timestamp", "int32", "int64", "double", "decimal", "date"]
+Kind = Literal["string", "string[]", "boolean", "timestamp", "int32", "int64", "double", "decimal", "date"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def arrow_schema(columns: Sequence[Column], metadata: Mapping[str, str] | None =
     """Return columns as Arrow and Parquet know them.
 
     Args:
-        columns: None of them a decimal or a date.
+        columns: Strings, timestamps and numbers that are no decimals.
         metadata: Of the whole.
     """
     import pyarrow as pa  # slow to import, and loading the definitions does without
@@ -226,4 +226,18 @@ FEATURE_COLUMNS = [
     ),
     Column("book_count", "int64", "Books behind the row, those of the candle", least=1),
     *(column for column in CANDLE_COLUMNS if column.name in ("version", "built_at")),
+]
+
+MARKET_COLUMNS = [
+    Column("market", "string", "Market code of the exchange, KRW-BTC"),
+    Column("ticker", "string", "Canonical ticker, BTC"),
+    Column("korean_name", "string", "As the exchange says"),
+    Column("english_name", "string", "As the exchange says"),
+    Column("warning", "boolean", "The exchange calls it a market that needs care"),
+    Column("cautions", "string[]", "The exchange's cautions that are in force, by its own names"),
+    Column("tick_size", "decimal", "Step between prices, at the price of that time", nullable=True, above=0),
+    Column("listed", "boolean", "Whether the last poll named it"),
+    Column("first_seen", "timestamp", "The first poll that named it"),
+    Column("last_seen", "timestamp", "The last poll that named it"),
+    Column("valid_from", "timestamp", "The poll that told first what the row says"),
 ]

@@ -14,6 +14,7 @@ from ingest_services.simulator.books import number_text
 from ingest_services.simulator.exchange import Exchange
 from ingest_services.simulator.trades import TradeCandle
 from ingest_services.upbit.request import DEPTHS
+from ingest_services.upbit.rest import SIMULATOR
 from ingest_services.upbit.ticks import UNITS_PER_ONE, Ladder
 
 REQUESTS_PER_S = 10
@@ -60,6 +61,7 @@ class RestApi:
                 if used > REQUESTS_PER_S
                 else handler(request)
             )
+            response.headers["Server"] = SIMULATOR
             response.headers["Remaining-Req"] = f"group={group}; min=600; sec={max(0, REQUESTS_PER_S - used)}"
             return response
 

@@ -12,6 +12,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from http.client import HTTPException, HTTPResponse, IncompleteRead
 from typing import Any, NamedTuple
 
@@ -32,6 +33,8 @@ EVERY_S = 0.25
 # After 429 comes 418, with a block that grows for as long as one goes on asking.
 SLOW_DOWN_S = {429: 5.0, 418: 60.0}
 BLOCK_CAP_S = 600.0
+# How a simulator signs its answers: what it says must not pass for the exchange's.
+SIMULATOR = "cryptostream-simulator"
 
 
 class RestError(Exception):
@@ -56,6 +59,26 @@ class RestBook(NamedTuple):
 
     tms: int
     levels: tuple[tuple[float, float, float, float], ...]
+
+
+class RestMarket(NamedTuple):
+    """A market as the exchange lists it.
+
+    Attributes:
+        market: Its code, KRW-BTC.
+        korean_name: Of the coin.
+        english_name: Of the coin.
+        warning: The exchange calls it a market that needs care.
+        cautions: The exchange's names of the cautions that are in force, in order.
+        tick_size: Step between prices at its present price; None if that is not told.
+    """
+
+    market: str
+    korean_name: str
+    english_name: str
+    warning: bool
+    cautions: tuple[str, ...]
+    tick_size: Decimal | None
 
 
 class RestCandle(NamedTuple):
@@ -93,6 +116,8 @@ class Rest:
         self._blocks = Backoff(base_s=1.0, cap_s=BLOCK_CAP_S)
         self.waited_s = 0.0
         self.refused = 0
+        # Of the last answer; a simulator says that it is one, and no exchange does.
+        self.simulated = False
 
     def markets(self) -> tuple[str, ...]:
         """Return the codes of all markets, in order.
@@ -111,6 +136,42 @@ class Rest:
         if not codes:
             raise RestError(f"{self.url}/v1/market/all: no market at all")
         return tuple(codes)
+
+    def listing(self) -> tuple[RestMarket, ...]:
+        """Return all markets with what the exchange says of them, by code; two requests.
+
+        What is no market code is left out.
+
+        Raises:
+            RestError: If they cannot be had, or there is none.
+        """
+        answer = self._get("/v1/market/all?is_details=true")
+        try:
+            entries = {entry["market"]: entry for entry in answer if _is_market(entry["market"])}
+            if not entries:
+                raise RestError(f"{self.url}/v1/market/all: no market at all")
+            ticks = self._tick_sizes(entries)
+            return tuple(
+                RestMarket(
+                    code,
+                    str(entry["korean_name"]),
+                    str(entry["english_name"]),
+                    bool(entry["market_event"]["warning"]),
+                    tuple(sorted(name for name, on in entry["market_event"]["caution"].items() if on)),
+                    ticks.get(code),
+                )
+                for code, entry in sorted(entries.items())
+            )
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise RestError(f"{self.url}/v1/market/all: no list of markets ({error!r})") from error
+
+    def _tick_sizes(self, markets: Iterable[str]) -> dict[str, Decimal]:
+        query = urllib.parse.urlencode({"markets": ",".join(markets)}, safe=",")
+        answer = self._get(f"/v1/orderbook/instruments?{query}")
+        try:
+            return {entry["market"]: Decimal(entry["tick_size"]) for entry in answer}
+        except (TypeError, KeyError, ValueError, InvalidOperation) as error:
+            raise RestError(f"{self.url}/v1/orderbook/instruments: no tick sizes ({error!r})") from error
 
     def books(self, markets: Iterable[str]) -> dict[str, RestBook]:
         """Return the present books of some markets; one call, however many.
@@ -173,6 +234,7 @@ class Rest:
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:  # noqa: S310 (a setting, not input)
                 answer = orjson.loads(_read(response))
+                self.simulated = response.headers.get("Server") == SIMULATOR
         except urllib.error.HTTPError as error:
             with error:
                 if error.code in SLOW_DOWN_S:
