@@ -27,7 +27,12 @@ FINISHED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus
 MOST_RUNS = 5000
 
 # The events of a run that say what it made; the rest is how it went.
-_KEPT_EVENTS = [DagsterEventType.ASSET_MATERIALIZATION.value, DagsterEventType.ASSET_OBSERVATION.value]
+_MATERIALIZED = DagsterEventType.ASSET_MATERIALIZATION.value
+_KEPT_EVENTS = [_MATERIALIZED, DagsterEventType.ASSET_OBSERVATION.value]
+
+_PLANNED = DagsterEventType.ASSET_MATERIALIZATION_PLANNED.value
+
+_PAGE = 500
 
 _UNFINISHED_BACKFILLS = [BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING, BulkActionStatus.FAILING]
 
@@ -38,7 +43,7 @@ class Forgotten:
 
     Attributes:
         runs: Deleted.
-        kept: Old, but still what a partition or an asset shows.
+        kept: Old, but still what a partition or an asset shows, as far as was looked.
         done: Whether no other old run is left.
     """
 
@@ -65,26 +70,33 @@ def forget_runs(
         most: Runs of one call.
     """
     deadline = time.monotonic() + budget_s
-    needed = _still_shown(instance)
+    newest = _newest_of_assets(instance)
     backfills = {
         backfill.backfill_id
         for backfill in instance.get_backfills(filters=BulkActionsFilter(statuses=_UNFINISHED_BACKFILLS))
     }
-    found = instance.get_runs(
+    deleted = kept = 0
+    last_kept = None
+    while page := instance.get_runs(
         RunsFilter(statuses=FINISHED, updated_before=now - keep),
-        limit=most + len(needed) + 1,
+        cursor=last_kept,  # those before it that were not kept are gone
+        limit=_PAGE,
         ascending=True,
-    )
-    old = [
-        run for run in found if run.run_id not in needed and run.tags.get(BACKFILL_ID_TAG) not in backfills
-    ]
-    deleted = 0
-    for run in old[:most]:
-        if time.monotonic() > deadline:
-            break
-        forget_run(instance, run.run_id)
-        deleted += 1
-    return Forgotten(deleted, len(found) - len(old), done=deleted == len(old))
+    ):
+        for run in page:
+            if deleted == most or time.monotonic() > deadline:
+                return Forgotten(deleted, kept, done=False)
+            if (
+                run.run_id in newest
+                or run.tags.get(BACKFILL_ID_TAG) in backfills
+                or (run.status != DagsterRunStatus.SUCCESS and _is_shown(instance, run.run_id))
+            ):
+                kept += 1
+                last_kept = run.run_id
+            else:
+                forget_run(instance, run.run_id)
+                deleted += 1
+    return Forgotten(deleted, kept, done=True)
 
 
 def forget_run(instance: DagsterInstance, run_id: str) -> None:
@@ -109,16 +121,35 @@ def forget_run(instance: DagsterInstance, run_id: str) -> None:
         logs.delete_logs(prefix=[run_id])
 
 
-def _still_shown(instance: DagsterInstance) -> set[str]:
-    """Return the runs that a partition's or an asset's state comes from."""
-    storage = instance.event_log_storage
-    needed: set[str] = set()
-    keys = instance.get_asset_keys()
-    for key in keys:
-        attempts = storage.get_latest_asset_partition_materialization_attempts_without_materializations(key)
-        needed.update(run_id for run_id, _ in attempts.values())
-    for record in instance.get_asset_records(keys):
+def _newest_of_assets(instance: DagsterInstance) -> set[str]:
+    """Return the runs that the pages of the assets name as their last."""
+    newest: set[str] = set()
+    for record in instance.get_asset_records(instance.get_asset_keys()):
         entry = record.asset_entry
-        newest = entry.last_materialization
-        needed.update(run_id for run_id in (entry.last_run_id, newest and newest.run_id) if run_id)
-    return needed
+        last = entry.last_materialization
+        newest.update(run_id for run_id in (entry.last_run_id, last and last.run_id) if run_id)
+    return newest
+
+
+def _is_shown(instance: DagsterInstance, run_id: str) -> bool:
+    """Return whether a run that did not succeed is the newest attempt at one of its partitions."""
+    storage: Any = instance.event_log_storage
+    planned, later = SqlEventLogStorageTable.alias("planned"), SqlEventLogStorageTable.alias("later")
+    after = (
+        (later.c.asset_key == planned.c.asset_key)
+        & (later.c.partition == planned.c.partition)
+        & later.c.dagster_event_type.in_([_PLANNED, _MATERIALIZED])
+        & (later.c.id > planned.c.id)
+    )
+    query = (
+        planned.select()
+        .where(
+            planned.c.run_id == run_id,
+            planned.c.dagster_event_type == _PLANNED,
+            planned.c.partition.is_not(None),
+        )
+        .where(~later.select().where(after).correlate(planned).exists())
+        .limit(1)
+    )
+    with storage.index_connection() as connection:
+        return connection.execute(query).first() is not None
