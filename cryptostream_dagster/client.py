@@ -54,7 +54,10 @@ _WHERE = ("POSTGRES_HOST", "PARQUET_URL", "DAILY_URL")
 
 _WAREHOUSE = "cryptostream_dagster.warehouse"
 _QUERIES = {"5min": "read_candles", "1h": "read_candles_1h", "1d": "read_candles_1d"}
-_MOMENTS = {"event_time", "window_start", "first_book_at", "last_book_at", "built_at", "carried_from"}
+_MOMENTS = {
+    *("event_time", "window_start", "first_book_at", "last_book_at", "built_at", "carried_from"),
+    *("first_seen", "last_seen", "valid_from"),
+}
 
 
 class Client:
@@ -129,6 +132,41 @@ class Client:
             "zone": self.settings.market_time_zone,
         }
         return self._query("read_candles_asof" if asof else query, arguments, "event_time", exact)
+
+    def features(
+        self, ticker: str, start: Moment | None = None, end: Moment | None = None, *, exact: bool = False
+    ) -> pd.DataFrame:
+        """Return what the books of each window say beyond its candle; docs/features.md defines the columns.
+
+        Args:
+            ticker: `BTC` or `KRW-BTC`.
+            start: First moment; all there is by default.
+            end: End, exclusive.
+            exact: `Decimal`, digit for digit as stored, instead of float64.
+
+        Returns:
+            One row per candle, in order, indexed by `event_time`. Depth is NaN where a book ended sooner.
+
+        Raises:
+            UserError: If an argument cannot be understood or Postgres is not reachable.
+        """
+        name = _ticker(ticker)
+        arguments = {"ticker": name, "since": self._moment(start), "until": self._moment(end)}
+        return self._query("read_features", arguments, "event_time", exact)
+
+    def markets(self, asof: Moment | None = None) -> pd.DataFrame:
+        """Return the exchange's markets, the delisted ones included: `listed` says which they are.
+
+        Args:
+            asof: What was known at that moment; now by default.
+
+        Returns:
+            One row per market that was ever seen by then, in order, indexed by `market`.
+
+        Raises:
+            UserError: If the moment cannot be understood or Postgres is not reachable.
+        """
+        return self._query("read_markets", {"ticker": None, "asof": self._moment(asof)}, "market")
 
     def coverage(
         self, ticker: str | None = None, start: Moment | None = None, end: Moment | None = None
@@ -276,6 +314,18 @@ def coverage(
     """Return how much was listened to; see `Client.coverage`."""
     with Client() as client:
         return client.coverage(ticker, start, end)
+
+
+def features(ticker: str, start: Moment | None = None, end: Moment | None = None, **how: Any) -> pd.DataFrame:
+    """Return book features; see `Client.features`."""
+    with Client() as client:
+        return client.features(ticker, start, end, **how)
+
+
+def markets(asof: Moment | None = None) -> pd.DataFrame:
+    """Return the exchange's markets; see `Client.markets`."""
+    with Client() as client:
+        return client.markets(asof)
 
 
 def books(ticker: str, start: Moment, end: Moment) -> pd.DataFrame:

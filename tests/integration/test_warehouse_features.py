@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cryptostream_dagster.catalog.reconcile import find_candidates
+from cryptostream_dagster.client import Client
 from cryptostream_dagster.transforms.schema import FEATURE_COLUMNS
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
@@ -57,6 +58,19 @@ def test_a_window_becomes_features(pipeline: Pipeline) -> None:
         ),
         ("ETH", "KRW-ETH", START, "2025-02-02", 6, None, None, 0, 10_000, 0, 200, 1, 1),
     ]
+
+
+def test_the_client_gives_them_as_a_frame(pipeline: Pipeline) -> None:
+    pipeline.lake.commit([book(0, [(10_001, 9_999, 2, 6)]), book(300, [(10_001, 9_999, 1, 1), DEEP])])
+    pipeline.build(WINDOW)
+    pipeline.build(WINDOW.shifted(1))
+    with Client(pipeline.settings) as client:
+        frame = client.features("BTC")
+        assert [str(start)[11:16] for start in frame.index] == ["16:05", "16:10"]
+        assert frame["imbalance"].tolist() == [0.5, 0]
+        assert frame["ask_depth_10bps"].isna().tolist() == [True, False]
+        assert client.features("BTC", end="2025-02-02 16:10", exact=True)["mean_spread_bps"].tolist() == [2]
+        assert client.features("ETH").empty
 
 
 def test_the_table_has_the_declared_columns(pipeline: Pipeline) -> None:

@@ -15,6 +15,7 @@ import dagster as dg
 import psycopg
 import pytest
 
+from cryptostream_dagster.client import Client
 from cryptostream_dagster.definitions import build_defs
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.transforms.schema import MARKET_COLUMNS
@@ -151,6 +152,20 @@ def test_what_changes_is_never_overwritten_unseen(warehouse: psycopg.Connection)
     assert rows(warehouse, "SELECT first_seen, last_seen, valid_from FROM market WHERE ticker = 'ETH'") == [
         (NOON, NOON + 4 * HOUR, NOON)
     ]
+
+
+def test_the_client_tells_the_markets_of_any_moment(
+    warehouse: psycopg.Connection, tmp_path: Path, database: TestDatabase
+) -> None:
+    keep_markets(warehouse, [BTC, ETH], NOON)
+    keep_markets(warehouse, [BTC, XRP], NOON + HOUR)
+    with Client(pipeline_settings(tmp_path, database)) as client:
+        now, then = client.markets(), client.markets(NOON)
+        assert dict(now["listed"]) == {"KRW-BTC": True, "KRW-ETH": False, "USDT-XRP": True}
+        assert dict(then["listed"]) == {"KRW-BTC": True, "KRW-ETH": True}
+        assert then["tick_size"].tolist() == [1000, 500]
+        assert now.loc["USDT-XRP", "first_seen"] == NOON + HOUR
+        assert client.markets(NOON - HOUR).empty
 
 
 def test_what_was_said_earlier_does_not_replace_what_was_said_later(warehouse: psycopg.Connection) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cryptostream_dagster.client import Client
 from cryptostream_dagster.transforms.schema import CANDLE_COLUMNS
 from cryptostream_dagster.warehouse.connection import connect
 from cryptostream_dagster.warehouse.schema import (
@@ -98,6 +99,11 @@ def test_coverage_of_longer_candles_is_of_all_their_time(pipeline: Pipeline) -> 
         float(pipeline.value(f"SELECT coverage_ratio FROM {view}")) for view in ("ohlc_1h", "ohlc_1d")
     )
     assert (hour, day) == pytest.approx((7 / 60, 7 / (24 * 60)))
+    with Client(pipeline.settings) as client:
+        for freq in ("1h", "1d"):
+            columns = client.candles("BTC", freq=freq)  # type: ignore[arg-type]
+            assert columns[["twap_price", "mean_spread_bps"]].notna().all(axis=None)
+            assert len(columns["coverage_ratio"]) == 1
     # Before the first heartbeat nobody knows.
     pipeline.lake.commit([book(minutes(-5), 10)])
     build(pipeline, -5, -5)

@@ -3,7 +3,8 @@ SELECT *
 FROM (
     SELECT
         event_date::timestamp AT TIME ZONE %(zone)s AS event_time,
-        open_price, high_price, low_price, close_price, book_count, first_book_at, last_book_at, windows
+        open_price, high_price, low_price, close_price, twap_price, book_count, first_book_at, last_book_at,
+        mean_spread_bps, coverage_ratio, windows
     FROM ohlc_1d
     WHERE ticker = %(ticker)s
 ) AS day
