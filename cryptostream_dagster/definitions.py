@@ -100,7 +100,7 @@ def _compose(settings: PipelineSettings, resources: Mapping[str, Any]) -> Defini
             every_six_hours,
         ],
         sensors=[
-            build_sensor(job, partitions, settings),
+            build_sensor(job, settings),
             freshness.build_sensor(settings),
             *alerts.build_sensors(settings),
         ],

@@ -3,8 +3,11 @@
 The decisions are in `catalog/reconcile.py`.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 
 from dagster import (
     DagsterInstance,
@@ -16,16 +19,15 @@ from dagster import (
     SensorEvaluationContext,
     SensorResult,
     SkipReason,
-    TimeWindowPartitionsDefinition,
     sensor,
 )
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from cryptostream_dagster.jobs import PARTITION_TAG, RANGE_END_TAG, RANGE_START_TAG, RECONCILE, request_run
-from cryptostream_dagster.partitions import key_of, window_of
+from cryptostream_dagster.partitions import key_of
 from cryptostream_dagster.resources import Platform
-from cryptostream_dagster.settings import PipelineSettings
-from cryptostream_dagster.window import Window, windows_between
+from cryptostream_dagster.settings import PARTITION_KEY_FORMAT, PipelineSettings
+from cryptostream_dagster.window import Window
 
 # A tick must not hold up the daemon: what a sync leaves behind, the next tick takes.
 SYNC_BUDGET_S = 20.0
@@ -42,9 +44,7 @@ UNFINISHED = [
 ]
 
 
-def build_sensor(
-    job: UnresolvedAssetJobDefinition, partitions: TimeWindowPartitionsDefinition, settings: PipelineSettings
-) -> SensorDefinition:
+def build_sensor(job: UnresolvedAssetJobDefinition, settings: PipelineSettings) -> SensorDefinition:
     """Return the sensor; running unless somebody stops it."""
 
     @sensor(
@@ -61,14 +61,12 @@ def build_sensor(
             return SkipReason(settings.missing)
         if not platform.has_lake:
             return SkipReason(f"there is no raw lake at {settings.raw_url} yet")
-        return _tick(context.instance, platform, partitions)
+        return _tick(context.instance, platform)
 
     return reconcile
 
 
-def _tick(
-    instance: DagsterInstance, platform: Platform, partitions: TimeWindowPartitionsDefinition
-) -> SensorResult | SkipReason:
+def _tick(instance: DagsterInstance, platform: Platform) -> SensorResult | SkipReason:
     # Loading the definitions should not bring psycopg.
     from cryptostream_dagster.catalog.complete import complete_until
     from cryptostream_dagster.catalog.reconcile import (
@@ -96,7 +94,9 @@ def _tick(
         now = datetime.now(UTC)
         oldest = max(settings.first_window, frozen_until(connection, settings, now) or settings.first_window)
         candidates = find_candidates(connection, oldest)
-        in_flight = windows_of_runs((run.tags for run in unfinished), partitions)
+        in_flight = windows_of_runs(
+            (run.tags for run in unfinished), (candidate.window for candidate in candidates)
+        )
         requests = decide(candidates, until, in_flight, now, policy)
         note_requests(connection, requests)
     if not requests:
@@ -117,15 +117,30 @@ def _tick(
     )
 
 
-def windows_of_runs(
-    tags_of_runs: Iterable[Mapping[str, str]], partitions: TimeWindowPartitionsDefinition
-) -> set[Window]:
-    """Return the windows that runs with these tags build."""
-    windows: set[Window] = set()
+def windows_of_runs(tags_of_runs: Iterable[Mapping[str, str]], among: Iterable[Window]) -> set[Window]:
+    """Return those of some windows that runs with these tags build, whoever asked for them.
+
+    A backfill of a year is thousands of runs: a window is looked for in their ranges, not they spelt out.
+    """
+    ranges: list[tuple[Window, Window]] = []
     for tags in tags_of_runs:
         first = tags.get(RANGE_START_TAG) or tags.get(PARTITION_TAG)
         last = tags.get(RANGE_END_TAG) or first
-        # A run of another job may be partitioned otherwise.
-        if first and last and partitions.has_partition_key(first) and partitions.has_partition_key(last):
-            windows.update(windows_between(window_of(partitions, first), window_of(partitions, last)))
-    return windows
+        if first and last:
+            # The run of another job may be partitioned otherwise.
+            with suppress(ValueError):
+                ranges.append((_window(first), _window(last)))
+    ranges.sort()
+    starts = [first for first, _ in ranges]
+    # The furthest end of all ranges that begin no later than this one.
+    ends = list(accumulate((last for _, last in ranges), max))
+    found = set()
+    for window in among:
+        before = bisect_right(starts, window)
+        if before and window <= ends[before - 1]:
+            found.add(window)
+    return found
+
+
+def _window(key: str) -> Window:
+    return Window(datetime.strptime(key, PARTITION_KEY_FORMAT).astimezone(UTC))

@@ -550,6 +550,31 @@ def test_candidates_are_the_windows_whose_built_state_is_behind(pipeline: Pipeli
     assert pipeline.value("SELECT count(*) FROM ohlc_5m_history WHERE version = 2") == 0
 
 
+def test_a_reconnect_of_the_whole_exchange_rebuilds_no_window(pipeline: Pipeline) -> None:
+    """A snapshot each of all 855 tickers, of books that changed minutes ago, hours ago, or just now."""
+    lake, connection = pipeline.lake, pipeline.connection
+    since = instant("2025-02-02 16:05:00")
+    tickers = [f"T{number}" for number in range(855)]
+    lake.commit([book(300 * n + 5, ticker) for n in range(3) for ticker in tickers[:3]])
+    lake.through(WINDOW.shifted(3).start)
+    for n in range(3):
+        pipeline.build(WINDOW.shifted(n))
+    sync(connection, lake.store)
+    assert find_candidates(connection, since) == []
+    before = pipeline.query("SELECT window_start, revision FROM lake_window ORDER BY 1")
+
+    received = START + 16 * MINUTE  # in the fourth window
+    stamps = (880, 310, -7200, 959)  # seconds from the start of the first
+    lake.commit(
+        [book(stamps[n % 4], ticker, received, stream_type="SNAPSHOT") for n, ticker in enumerate(tickers)]
+    )
+    lake.through(WINDOW.shifted(4).start)
+    sync(connection, lake.store)
+    assert [c.window for c in find_candidates(connection, since)] == [WINDOW.shifted(3)]
+    after = pipeline.query("SELECT window_start, revision FROM lake_window ORDER BY 1")
+    assert after[: len(before)] == before
+
+
 def offsets_missing(pipeline: Pipeline, *windows: int) -> list[int]:
     """Ask the check `offsets_contiguous` about windows, counted from the first."""
     (question,) = (q for q in QUESTIONS if q.name == "offsets_contiguous")

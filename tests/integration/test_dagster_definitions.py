@@ -14,7 +14,6 @@ from cryptostream_dagster.definitions import build_defs
 from cryptostream_dagster.jobs import RANGE_END_TAG, RANGE_START_TAG
 from cryptostream_dagster.pictures import MOST_BYTES
 from cryptostream_dagster.questions import QUESTIONS
-from cryptostream_dagster.sensors import windows_of_runs
 from cryptostream_dagster.settings import PipelineSettings
 from tests.dagster_world import KEYS, START, WINDOW, World, book, open_world
 from tests.lake_builder import LakeBuilder, covered_minutes
@@ -158,16 +157,6 @@ def test_the_sensor_tries_again_what_failed(world: World) -> None:
     (again,) = world.tick()
     assert first.partition_key == again.partition_key == KEYS[0]
     assert first.run_key != again.run_key
-
-
-def test_windows_in_flight_are_read_from_the_runs_tags(world: World) -> None:
-    tags = [
-        {"dagster/partition": KEYS[0]},
-        {RANGE_START_TAG: KEYS[1], RANGE_END_TAG: KEYS[2]},
-        {"dagster/partition": "of another job"},
-        {},
-    ]
-    assert windows_of_runs(tags, world.partitions) == {WINDOW.shifted(n) for n in range(3)}
 
 
 def test_another_sources_lake_is_refused(world: World, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from cryptostream_dagster.catalog.reconcile import Candidate, Policy, Request, decide
+from cryptostream_dagster.jobs import RANGE_END_TAG, RANGE_START_TAG
+from cryptostream_dagster.sensors import windows_of_runs
 from cryptostream_dagster.window import Window
 
 NOW = datetime(2025, 2, 2, 12, 0, tzinfo=UTC)
@@ -117,3 +119,25 @@ def test_a_run_key_changes_with_windows_state_and_attempt_alone() -> None:
         Request((candidate(0), Candidate(FIRST.shifted(1), 100, 8, NOW, NOW, 0, None)), 1),
     ]
     assert len({one.run_key, *(other.run_key for other in others)}) == 4
+
+
+def test_windows_in_flight_are_those_of_any_run_whoever_asked_for_it() -> None:
+    def key(number: int) -> str:
+        return f"{FIRST.shifted(number).start:%Y-%m-%dT%H:%M}+0000"
+
+    def ranged(first: int, last: int) -> dict[str, str]:
+        return {"dagster/backfill": "b", RANGE_START_TAG: key(first), RANGE_END_TAG: key(last)}
+
+    tags = [
+        {"dagster/partition": "2025-02-02T15:10+0900"},  # the third window of the day, in Seoul
+        ranged(10, 40),
+        ranged(20, 22),  # within another one
+        ranged(50, 51),
+        {"dagster/partition": "2025-02-02"},  # of another job: a day
+        {"dagster/partition": "2025-02-02T06:03+0000"},  # no window begins there
+        {},
+    ]
+    among = [FIRST.shifted(n) for n in range(60)]
+    found = [window.number - FIRST.number for window in sorted(windows_of_runs(tags, among))]
+    assert found == [2, *range(10, 41), 50, 51]
+    assert windows_of_runs(tags, []) == windows_of_runs([], among) == set()
