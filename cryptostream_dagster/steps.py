@@ -23,10 +23,12 @@ from cryptostream_dagster.catalog.seal import (
     seal_window,
     sealed_files,
 )
+from cryptostream_dagster.day import Day
 from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.sql import load_sql
 from cryptostream_dagster.transforms.books import BookBuilder, TickerBooks
 from cryptostream_dagster.transforms.candles import TickerCandle, window_candles
+from cryptostream_dagster.transforms.daily import daily_path
 from cryptostream_dagster.transforms.features import TickerFeatures, window_features
 from cryptostream_dagster.transforms.raw import RawObject
 from cryptostream_dagster.transforms.storage import ObjectGone, Storage, open_storage
@@ -222,10 +224,26 @@ def _build_parquet(
                 for line in built.quarantined
             ],
         )
-        parquet.delete(sorted({t.path for t in recorded if t.path} - {t.path for t in built.tickers}))
+        gone = [t for t in recorded if t.path and t.path not in {u.path for u in built.tickers}]
+        _withdraw_daily(window, [t.ticker for t in gone], settings)
+        parquet.delete([t.path for t in gone])
+        if there:
+            connection.execute(load_sql(_WAREHOUSE, "note_rewritten"), {"start": window.start})
         _note_built(connection, seal, PARQUET)
         thaw(connection, window)
     return ParquetBuilt(seal.version, seal.digest, built.tickers, written=True)
+
+
+def _withdraw_daily(window: Window, tickers: list[str], settings: PipelineSettings) -> None:
+    """Delete the daily files of tickers that have no row in a window any more.
+
+    A reader takes a window from the daily file when its object is not there: before the object goes, the file
+    has to. The day is written again soon, because its digest is another one now.
+    """
+    if tickers and settings.daily_root:
+        day = Day.at(window.start, settings.zone)
+        daily = open_storage("DAILY_URL", settings.daily_root)
+        daily.delete([daily_path(ticker, day) for ticker in tickers])
 
 
 def candle_step(connection: psycopg.Connection, window: Window, settings: PipelineSettings) -> CandlesBuilt:

@@ -28,6 +28,7 @@ from cryptostream_dagster.day import Day
 from cryptostream_dagster.definitions import build_defs
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.settings import PipelineSettings
+from cryptostream_dagster.steps import parquet_step
 from cryptostream_dagster.transforms.daily import DayChangedError, DayWriter, daily_path
 from cryptostream_dagster.transforms.parquet import read_books
 from cryptostream_dagster.transforms.storage import Storage, open_storage
@@ -67,7 +68,8 @@ class World(Pipeline):
             "SELECT path FROM parquet_file WHERE ticker = %s AND path <> '' ORDER BY window_start", ticker
         )
         root = Path(self.settings.parquet_url.removeprefix("file://"))
-        return pa.concat_tables(pq.ParquetFile(root / path).read() for (path,) in paths)
+        tables = [pq.ParquetFile(root / path).read() for (path,) in paths]
+        return pa.concat_tables(tables, promote_options="default")
 
     def assert_file_is_its_windows(self, ticker: str) -> None:
         assert pq.ParquetFile(self.file(ticker)).read().equals(self.objects(ticker))
@@ -202,14 +204,40 @@ def test_no_books_are_read_twice_or_from_both_roots(closed: World, monkeypatch: 
     pd.testing.assert_frame_equal(closed.books(), expected)
 
 
-def test_a_ticker_that_has_no_rows_any_more_loses_its_file(closed: World) -> None:
+def test_books_that_were_withdrawn_are_gone_at_once(closed: World) -> None:
     closed.daily()
-    closed.connection.execute("UPDATE parquet_file SET path = '' WHERE ticker = 'ETH'")
-    closed.rebuild(WINDOWS[0], book(WINDOWS[0], 200, 5))
-    closed.connection.execute("UPDATE parquet_file SET path = '' WHERE ticker = 'ETH'")
+    # A chain was closed over these: the catalog drops what lies beyond its end.
+    closed.connection.execute(
+        "DELETE FROM lake_file WHERE ticker = 'ETH' AND minute >= %s AND minute < %s",
+        (WINDOWS[0].start, WINDOWS[0].end),
+    )
+    closed.build(WINDOWS[0])
+    for ticker in TICKERS:
+        closed.assert_client_sees_the_windows(ticker)
+    assert len(closed.books("ETH")) == 6
+    assert closed.wants_writing
+    closed.daily()
+    closed.assert_file_is_its_windows("ETH")
+    # And of a ticker that has no row on the day any more there is no file.
+    closed.connection.execute("DELETE FROM lake_file WHERE ticker = 'ETH'")
+    for window in WINDOWS[1:]:
+        closed.build(window)
+    assert closed.books("ETH").empty
+    closed.file("ETH").write_bytes(b"of a run that was under way")
     assert [file.ticker for file in closed.daily().files] == ["BTC"]
     assert not closed.file("ETH").exists()
     assert closed.query("SELECT ticker FROM daily_file") == [("BTC",)]
+
+
+def test_parquet_that_was_written_again_by_force_is_in_the_file_again(closed: World) -> None:
+    closed.daily()
+    deeper = closed.settings.model_copy(update={"depth": 5})
+    parquet_step(closed.connection, WINDOWS[1], deeper, force=True)
+    closed.assert_client_sees_the_windows("BTC")
+    assert closed.wants_writing
+    assert closed.daily().written == 2
+    closed.assert_file_is_its_windows("BTC")
+    assert not closed.wants_writing
 
 
 def test_two_runs_at_once_are_one(closed: World, monkeypatch: pytest.MonkeyPatch) -> None:

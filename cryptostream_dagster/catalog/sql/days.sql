@@ -2,7 +2,7 @@
 --
 -- A day should have the windows that ended since the lake began, and older ones that the lake has objects of; but
 -- not those that never were built and cannot be any more (frozen). The digest is over the versions of its windows'
--- Parquet, in order of time.
+-- Parquet, in order of time, and how often it was written again from the same version.
 WITH expected AS (
     SELECT window_start FROM lake_window WHERE window_start >= %(since)s AND window_start < %(until)s
     UNION
@@ -23,7 +23,8 @@ day_built AS (
             sha256(
                 convert_to(
                     string_agg(
-                        extract(epoch FROM e.window_start)::bigint || ' ' || b.version || ' ' || b.digest,
+                        extract(epoch FROM e.window_start)::bigint || ' ' || b.version || ' ' || b.digest
+                        || coalesce(' ' || r.times, ''),
                         E'\n'
                         ORDER BY e.window_start
                     ),
@@ -32,10 +33,11 @@ day_built AS (
             ),
             'hex'
         ) AS digest,
-        max(b.built_at) AS last_built_at
+        max(greatest(b.built_at, r.rewritten_at)) AS last_built_at
     FROM expected AS e
     LEFT JOIN built AS b ON b.window_start = e.window_start AND b.asset = %(asset)s
     LEFT JOIN lake_window AS w ON w.window_start = e.window_start
+    LEFT JOIN parquet_rewritten AS r ON r.window_start = e.window_start
     WHERE b.digest IS NOT NULL OR (
         w.gone_path IS NULL
         AND (%(frozen_until)s::timestamptz IS NULL OR e.window_start + interval '5 minutes' > %(frozen_until)s)
