@@ -260,15 +260,18 @@ def read_topic(bootstrap: str, topic: str) -> Iterator[Any]:
 
 def read_books(
     bootstrap: str, topic: str
-) -> tuple[Iterator[tuple[str, bytes]], dict[str, dict[str, tuple[float, float]]]]:
-    """Return each frame with its connection, and what the heartbeats claim once all frames were taken."""
+) -> tuple[Iterator[tuple[str, int, bytes]], dict[str, dict[str, tuple[float, float]]]]:
+    """Return each frame with its connection and when it was received (µs), and what the heartbeats claim.
+
+    The claims are complete once all frames were taken.
+    """
     covered: dict[str, dict[str, tuple[float, float]]] = {}
 
-    def frames() -> Iterator[tuple[str, bytes]]:
+    def frames() -> Iterator[tuple[str, int, bytes]]:
         for record in read_topic(bootstrap, topic):
             headers = dict(record.headers)
             if headers["kind"] == BOOK.encode():
-                yield headers["connection"].decode(), record.value
+                yield headers["connection"].decode(), int(headers["received_us"]), record.value
                 continue
             heartbeat = Heartbeat.decode(record.value)
             claims = covered.setdefault(heartbeat.connection, {})
@@ -286,7 +289,7 @@ def compare(bootstrap: str, topic: str, sent: int) -> Delivered:
     seen = bytearray(sent)
     wrong = 0
     found, covered = read_books(bootstrap, topic)
-    for _, value in found:
+    for _, _, value in found:
         serial = frames.serial_of(value)
         if serial is None or serial >= sent or seen[serial]:
             wrong += 1
@@ -299,7 +302,8 @@ def compare_with_journal(bootstrap: str, topic: str, sent: dict[str, list[bytes]
     """Hold what is in the topic against the simulator's journal, connection by connection, in order."""
     arrived: dict[str, list[bytes]] = {}
     found, covered = read_books(bootstrap, topic)
-    for connection, value in found:
+    # On a busy machine some go by way of the spool, beside the live ones: in order are those of each way.
+    for connection, _, value in sorted(found, key=lambda frame: frame[1]):
         arrived.setdefault(connection, []).append(digest(value))
     missing = wrong = 0
     for connection in {*arrived, *sent}:
