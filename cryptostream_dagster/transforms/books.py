@@ -14,12 +14,13 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from cryptostream_dagster.transforms.duck import open_duckdb
-from cryptostream_dagster.transforms.raw import RawObject, line_array, read_object
+from cryptostream_dagster.transforms.raw import RawObject, read_lines
 from cryptostream_dagster.transforms.schema import arrow_schema, book_columns
 from cryptostream_dagster.transforms.storage import CONNECTIONS, Storage
 from cryptostream_dagster.window import Window
@@ -196,6 +197,10 @@ class BookBuilder:
             [line for ready in built for line in ready.quarantined],
         )
 
+    @cached_property
+    def _schema(self) -> Any:
+        return arrow_schema(book_columns(self._depth))
+
     def _checked(self, objects: Sequence[RawObject]) -> Sequence[RawObject]:
         """Return the objects if what they say of tickers is fit to be a path."""
         for item in objects:
@@ -207,15 +212,15 @@ class BookBuilder:
                 ) from error
         return objects
 
-    def _fetch(self, stores: ThreadPoolExecutor, chunk: list[RawObject]) -> list[Future[bytes]]:
-        return [stores.submit(read_object, self._raw, item) for item in chunk]
+    def _fetch(self, stores: ThreadPoolExecutor, chunk: list[RawObject]) -> list[Future[Any]]:
+        return [stores.submit(read_lines, self._raw, item) for item in chunk]
 
     def _build_batch(
         self,
         session: Any,
         window: Window,
         chunks: list[list[RawObject]],
-        first: list[Future[bytes]],
+        first: list[Future[Any]],
         stores: ThreadPoolExecutor,
         provenance: Mapping[str, str],
     ) -> _Batch:
@@ -252,7 +257,7 @@ class BookBuilder:
         session: Any,
         window: Window,
         chunks: list[list[RawObject]],
-        first: list[Future[bytes]],
+        first: list[Future[Any]],
         stores: ThreadPoolExecutor,
         tickers: list[str],
     ) -> Lines:
@@ -267,10 +272,8 @@ class BookBuilder:
         typed, of_ticker, of_chain = [], [], []
         fetched = first
         for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
-            contents = [future.result() for future in fetched]
+            line = pa.chunked_array([future.result() for future in fetched])
             fetched = self._fetch(stores, following)
-            line = line_array(self._raw, chunk, contents)
-            contents.clear()
             rows = [item.rows for item in chunk]
             ticker = np.repeat([numbers[item.ticker] for item in chunk], rows)
             market = pa.DictionaryArray.from_arrays(ticker, markets)
@@ -290,7 +293,7 @@ class BookBuilder:
             "duplicates": str(books.duplicates),
             "quarantined": str(books.quarantined),
         }
-        schema = arrow_schema(book_columns(self._depth))
+        schema = self._schema
         columns = {
             "market": pa.repeat(market_of(books.ticker), books.rows),
             "ticker": pa.repeat(books.ticker, books.rows),

@@ -1,11 +1,10 @@
 """Raw objects of a sealed window: read once, checked against their commits, and handed on as lines.
 
-Belongs here: what an object must be. Does not belong here: what its lines mean (`lines`).
+Belongs here: what an object must be. Does not belong here: what its lines mean (`rows`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,8 @@ from crc32c import crc32c
 from cryptostream_dagster.transforms.storage import ObjectGone, Storage
 from ingest_services.errors import UserError
 from ingest_services.lake.lines import decompress
+
+_BREAK = ord("\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,62 +39,46 @@ class RawObject:
     crc32c: str
 
 
-def read_object(raw: Storage, item: RawObject) -> bytes:
-    """Return an object's content, decompressed.
+def read_lines(raw: Storage, item: RawObject) -> Any:
+    """Return an object's lines.
+
+    Returns:
+        An Arrow array of text over the object's content as it was read; a line that is not UTF-8 is NULL. The
+        objects of a window are not put together: to copy them costs more than to type them piece by piece.
 
     Raises:
         ObjectGone: If it is missing.
-        UserError: If it cannot be read, or has not the size and checksum that its commit says.
-    """
-    stored = raw.read(item.path)
-    if stored is None:
-        raise ObjectGone(raw.url, item.path)
-    if len(stored) != item.bytes:
-        raise UserError(f"{raw.url}/{item.path}: has {len(stored)} bytes, its commit says {item.bytes}")
-    if (found := f"{crc32c(stored):08x}") != item.crc32c:
-        raise UserError(f"{raw.url}/{item.path}: has crc32c {found}, its commit says {item.crc32c}")
-    try:
-        return decompress(item.path, stored)
-    except zstandard.ZstdError as error:
-        raise UserError(f"{raw.url}/{item.path}: cannot be decompressed: {error}") from error
-
-
-def line_array(raw: Storage, items: Sequence[RawObject], contents: Sequence[bytes]) -> Any:
-    """Return the lines of some objects, one after the other.
-
-    Args:
-        raw: The lake, for messages.
-        items: The objects.
-        contents: Of each, what `read_object` returned.
-
-    Returns:
-        An Arrow array of text, with the line breaks; a line that is not UTF-8 is NULL.
-
-    Raises:
-        UserError: If an object has not as many lines as its commit says.
+        UserError: If it cannot be read, or has not the size, the checksum and the lines that its commit says.
     """
     import numpy as np
     import pyarrow as pa
 
-    lengths: list[int] = []
-    for item, content in zip(items, contents, strict=True):
-        # Of the pieces the last is what follows the last line break: nothing.
-        *found, rest = map(len, content.split(b"\n"))
-        if rest or len(found) != item.rows:
-            raise UserError(
-                f"{raw.url}/{item.path}: has {len(found)} whole lines and {rest} bytes after them, "
-                f"its commit says {item.rows} lines"
-            )
-        lengths += found
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(np.array(lengths, np.int64) + 1, out=offsets[1:])
-    whole = b"".join(contents)
-    array = pa.LargeStringArray.from_buffers(len(lengths), pa.py_buffer(offsets), pa.py_buffer(whole))
+    stored = raw.read(item.path)
+    where = f"{raw.url}/{item.path}"
+    if stored is None:
+        raise ObjectGone(raw.url, item.path)
+    if len(stored) != item.bytes:
+        raise UserError(f"{where}: has {len(stored)} bytes, its commit says {item.bytes}")
+    if (found := f"{crc32c(stored):08x}") != item.crc32c:
+        raise UserError(f"{where}: has crc32c {found}, its commit says {item.crc32c}")
     try:
-        array.validate(full=True)
+        content = decompress(item.path, stored)
+    except zstandard.ZstdError as error:
+        raise UserError(f"{where}: cannot be decompressed: {error}") from error
+    breaks = np.flatnonzero(np.frombuffer(content, np.uint8) == _BREAK)
+    offsets = np.zeros(len(breaks) + 1, np.int64)
+    offsets[1:] = breaks + 1
+    if len(breaks) != item.rows or offsets[-1] != len(content):
+        raise UserError(
+            f"{where}: has {len(breaks)} whole lines and {len(content) - offsets[-1]} bytes after them, "
+            f"its commit says {item.rows} lines"
+        )
+    lines = pa.LargeStringArray.from_buffers(len(breaks), pa.py_buffer(offsets), pa.py_buffer(content))
+    try:
+        lines.validate(full=True)
     except pa.ArrowInvalid:
-        return pa.array(map(_text, whole.split(b"\n")[:-1]), pa.large_string())
-    return array
+        return pa.array(map(_text, bytes(content).split(b"\n")[:-1]), pa.large_string())
+    return lines
 
 
 def _text(line: bytes) -> str | None:

@@ -68,20 +68,19 @@ class Storage:
         """Return the full path on the filesystem."""
         return f"{self.root}/{path}"
 
-    def read(self, path: str) -> bytes | None:
-        """Return an object's content; None if it is not there.
+    def read(self, path: str) -> Any:
+        """Return an object's content, an Arrow buffer; None if it is not there.
 
         Raises:
             UserError: If it cannot be read.
         """
         try:
             with self.filesystem.open_input_stream(self.locate(path), compression=None) as stream:
-                content: bytes = stream.read()
+                return stream.read_buffer()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise self._failed(path, "read", error) from error
-        return content
 
     def open(self, path: str) -> Any:
         """Return an object as a file to read anywhere in: of a bucket all of it comes with one request.

@@ -11,7 +11,7 @@ import pytest
 from cryptostream_dagster.client import Client
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.steps import candle_step, parquet_step, seal_step
-from cryptostream_dagster.transforms.raw import RawObject, read_object
+from cryptostream_dagster.transforms.raw import RawObject, read_lines
 from cryptostream_dagster.transforms.storage import ObjectGone, open_storage
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
@@ -177,4 +177,4 @@ def test_an_object_that_is_gone_is_named(gcs: FakeGcs, monkeypatch: pytest.Monke
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.url)
     storage = open_storage("RAW_URL", f"gs://{gcs.bucket()}/raw")
     with pytest.raises(ObjectGone, match=r"gs://.*/raw/ticker=BTC/x\.jsonl: a commit names it"):
-        read_object(storage, RawObject("ticker=BTC/x.jsonl", "BTC", 1, 1, 1, "00000000"))
+        read_lines(storage, RawObject("ticker=BTC/x.jsonl", "BTC", 1, 1, 1, "00000000"))
