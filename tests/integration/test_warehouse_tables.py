@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cryptostream_dagster import commands
 from cryptostream_dagster.client import Client
 from cryptostream_dagster.transforms.schema import CANDLE_COLUMNS
 from cryptostream_dagster.warehouse.connection import connect
@@ -221,6 +222,7 @@ def test_partitions_are_made_ahead_of_time_once_and_by_two_at_once(
         thread.start()
     for thread in threads:
         thread.join()
+    assert len(made) == len(threads), "one of them failed"
     names = sorted(name for each in made for name in each)
     assert names == sorted(set(names)), "one was made twice"
     assert len(names) == len(tables) * (MONTHS_AHEAD + 1)
@@ -232,3 +234,17 @@ def test_partitions_are_made_ahead_of_time_once_and_by_two_at_once(
         "INSERT INTO coverage_5m (ticker, window_start, source, subscribed) VALUES ('BTC', %s, 'x', true)",
         (last,),
     )
+
+
+def test_migrate_makes_the_tables_and_their_next_partitions_and_a_second_time_nothing(
+    database: TestDatabase, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {**database.environment, "SOURCE": "simulator"}.items():
+        monkeypatch.setenv(name, value)
+    commands.migrate()
+    applied, made = capsys.readouterr().out.splitlines()
+    assert applied.startswith("applied 0001_catalog.sql, ")
+    tables = PARTITIONED_BY_DATE + PARTITIONED_BY_INSTANT
+    assert len(made.removeprefix("made ").split(", ")) == len(tables) * (MONTHS_AHEAD + 1)
+    commands.migrate()
+    assert capsys.readouterr().out == "the schema is up to date\n"
