@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -29,7 +30,7 @@ from cryptostream_dagster.sql import load_sql
 from cryptostream_dagster.steps import PARQUET, candle_step, feature_step, open_parquet, open_raw
 from cryptostream_dagster.transforms.books import TickerBooks, parquet_path
 from cryptostream_dagster.transforms.contents import Footer, read_footers
-from cryptostream_dagster.transforms.storage import ObjectGone, Storage
+from cryptostream_dagster.transforms.storage import CONNECTIONS, ObjectGone, Storage
 from cryptostream_dagster.warehouse.connection import Lock, connect
 from cryptostream_dagster.warehouse.queries import CANDLES, FEATURES
 from cryptostream_dagster.warehouse.schema import claim_database, ensure_partitions, migrate
@@ -347,7 +348,8 @@ class _Restorer:
 
 def _read(parquet: Storage, paths: Sequence[str]) -> Iterator[Told | None]:
     """Read footers; None for an object that is not there or is none of ours."""
-    infos = parquet.filesystem.get_file_info([parquet.locate(path) for path in paths])
+    with ThreadPoolExecutor(CONNECTIONS) as pool:  # asked for many at once, a bucket is asked one by one
+        infos = list(pool.map(parquet.filesystem.get_file_info, map(parquet.locate, paths)))
     there = [path for path, info in zip(paths, infos, strict=True) if info.is_file]
     footers = {footer.path: footer for footer in read_footers(parquet, there)}
     for path, info in zip(paths, infos, strict=True):

@@ -15,9 +15,12 @@ from cryptostream_dagster.catalog.reconcile import enter_empty_windows, find_can
 from cryptostream_dagster.catalog.retention import Frozen, frozen_until
 from cryptostream_dagster.catalog.sync import sync
 from cryptostream_dagster.rebuild import CATALOG, Rebuilt
+from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.window import Window
-from tests.lake_builder import Row, covered_minutes, frame, instant
-from tests.pipeline import Pipeline, open_pipeline
+from ingest_services.lake.store import DeletableStore, open_store
+from tests.fake_gcs import FakeGcs
+from tests.lake_builder import LakeBuilder, Row, covered_minutes, frame, instant
+from tests.pipeline import Pipeline, open_pipeline, pipeline_settings
 from tests.postgres_fixture import TestDatabase
 
 FIRST = Window.at(instant("2025-02-02 16:05:00"))
@@ -230,3 +233,33 @@ def test_raw_data_that_has_expired_is_not_resurrected(pipeline: Pipeline) -> Non
     assert find_candidates(pipeline.connection, until) == []
     with pytest.raises(Frozen):
         pipeline.seal(GROWN)
+
+
+def test_it_is_rebuilt_from_buckets_too(
+    tmp_path: Path, database: TestDatabase, gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = LakeBuilder(tmp_path / "raw", since=FIRST.start)
+    lake.commit([book(FIRST, 5, 100), book(FIRST, 6, 30, "ETH")], covered_minutes(FIRST.start, 5, "BTC"))
+    lake.through(FIRST.end)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.url)
+    raw, parquet = (f"gs://{gcs.bucket()}/some" for _ in range(2))
+    store = open_store(raw)
+    for path in lake.store.list(""):
+        store.create(path, lake.store.get(path))
+    settings = pipeline_settings(tmp_path, database, raw_url=raw, parquet_url=parquet)
+    with Platform(settings).connect() as connection:
+        lake.store = store
+        pipeline = Pipeline(settings, lake, connection)
+        pipeline.build(FIRST)
+        before = state(pipeline)
+        lose_catalog(pipeline, "ohlc_5m_ticker")
+        done = rebuild(pipeline)
+        assert (done.built, done.to_build, done.completed) == (1, 0, 1)
+        after = state(pipeline)
+        assert {name for name in STATE if after[name] != before[name]} <= {"entered"}
+        (gone,) = store.list("ticker=ETH")
+        assert isinstance(store, DeletableStore)
+        store.delete(gone)
+        lake.commit([book(FIRST, 9, 100)])
+        with pytest.raises(Frozen):
+            pipeline.seal(FIRST)
