@@ -80,6 +80,21 @@ def test_a_window_that_cannot_be_complete_fails_with_who_is_behind(world: World)
     assert "s ago" in text
 
 
+def test_what_failed_for_want_of_completeness_is_asked_for_once_it_can_be_built(world: World) -> None:
+    world.lake.commit([book(0, 100)])
+    world.lake.through(WINDOW.end - timedelta(minutes=2))
+    assert not world.run(KEYS[0]).success
+    assert world.tick() == []  # it would fail again
+    world.lake.through(WINDOW.end)
+    (request,) = world.tick()
+    assert request.partition_key == KEYS[0]
+    assert world.run(KEYS[0]).success
+    assert world.query("SELECT * FROM window_failure") == []
+    told = set(world.materialization("raw_orderbook", KEYS[0]))
+    assert told >= {"tickers", "dagster/row_count", "bytes", "files", "late_rows", "quarantined"}
+    assert told >= {"coverage_mean", "coverage_min", "lag_s", "sealed_at", "version", "digest"}
+
+
 def test_missing_settings_fail_a_run_with_the_sentence_that_loading_logged(
     tmp_path: Path, database: TestDatabase
 ) -> None:
