@@ -128,7 +128,7 @@ def describe(found: Sequence[Comparison]) -> str:
             f", {unknown} unknown" if unknown else ""
         )
     silence = next((c.silence for c in found if c.silence), "")
-    return "unknown: " + (silence or "there is no candle of ours to compare")
+    return "unknown: " + (silence or "there is no candle of ours of which all was listened to")
 
 
 def candles_to_compare(connection: psycopg.Connection, now: datetime) -> list[Candle]:

@@ -81,7 +81,10 @@ def test_candles_agree_with_the_exchanges_own_and_a_wrong_one_is_named(
     with open_pipeline(tmp_path, database) as pipeline:
         nothing = pipeline.settings.model_copy(update={"upbit_rest_url": "http://127.0.0.1:1"})
         passed, said = cross_check(nothing)
-        assert (passed, said["detail"]) == (True, "unknown: there is no candle of ours to compare")
+        assert (passed, said["detail"]) == (
+            True,
+            "unknown: there is no candle of ours of which all was listened to",
+        )
 
         with simulating(config) as simulator:
             now = datetime.now(UTC)

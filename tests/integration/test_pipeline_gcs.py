@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from cryptostream_dagster.client import Client
+from cryptostream_dagster.glance import pictures
+from cryptostream_dagster.questions import QUESTIONS, Ground
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.steps import candle_step, parquet_step, seal_step
 from cryptostream_dagster.transforms.raw import RawObject, read_lines
@@ -36,6 +38,11 @@ def build(
         assert parquet_step(connection, WINDOW, settings).written
         assert not parquet_step(connection, WINDOW, settings).written
         candle_step(connection, WINDOW, settings)
+        ground = Ground(connection, settings)
+        for question in QUESTIONS:
+            if question.asset != "orderbook_features_5m":
+                assert question.ask(ground, WINDOW).violations == 0, question.name
+        assert list(pictures(connection, WINDOW, settings)) == ["day", "window"]
         found = connection.execute(
             "SELECT ticker, event_time, open_price, high_price, low_price, close_price, book_count, version "
             "FROM ohlc_5m_ticker ORDER BY ticker"

@@ -71,7 +71,7 @@ def test_nobody_is_asked_twice_who_does_not_answer() -> None:
     assert asked == ["KRW-A", "KRW-B"]  # A is gone, which says nothing of B; B got no answer
     assert [(c.compared, c.unknown, c.apart) for c in found] == [(0, 1, {})] * 3
     assert describe(found) == "unknown: https://api: timed out"
-    assert describe([]) == "unknown: there is no candle of ours to compare"
+    assert describe([]) == "unknown: there is no candle of ours of which all was listened to"
 
 
 def test_what_agrees_says_how_much_was_compared() -> None:
