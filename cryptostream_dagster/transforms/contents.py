@@ -38,11 +38,16 @@ class Footer:
 def read_footers(parquet: Storage, paths: Sequence[str]) -> list[Footer]:
     """Return the objects' footers, in order; one that cannot be read is one that says so."""
     import pyarrow as pa
-    from pyarrow import parquet as pq
+    from pyarrow import dataset
+
+    # By way of a fragment: `parquet.read_metadata` holds up all threads while it asks a bucket for a size.
+    objects = dataset.ParquetFileFormat()
 
     def read(path: str) -> Footer:
         try:
-            return Footer(path, pq.read_metadata(parquet.locate(path), filesystem=parquet.filesystem))
+            fragment = objects.make_fragment(parquet.locate(path), filesystem=parquet.filesystem)
+            fragment.ensure_complete_metadata()
+            return Footer(path, fragment.metadata)
         except (OSError, pa.ArrowException) as error:
             return Footer(path, None, f"cannot be read ({' '.join(str(error).split())})")
 
