@@ -48,6 +48,9 @@ READ_BYTES = 64 * 1024
 POLL_S = 0.2
 # Frames that were read and not published yet. Beyond that reading waits (for the processor, never for Kafka).
 INBOX_FRAMES = 8192
+# What was read at once came at one moment; the order in which it stood is kept in the stamps, which run ahead
+# of the clock by a µs each. A clock that is further back than that was set back.
+STAMPS_AHEAD_US = 10_000
 # Asked to slow down (429), or blocked for it (418): trying again at once makes the block grow, whoever tries.
 SLOW_DOWN_S = {429: 5.0, 418: 30.0}
 
@@ -275,6 +278,7 @@ class Feed(threading.Thread):
         watch = Watch(time.monotonic(), time.time())
         close_s: float | None = None
         doomed_s: float | None = None
+        received_us = 0
         socket.settimeout(POLL_S)
         while True:
             now_s = time.monotonic()
@@ -303,7 +307,7 @@ class Feed(threading.Thread):
                 opcode, frame = socket.recv_data_frame(control_frame=True)
             except websocket.WebSocketTimeoutException:
                 continue
-            received_us = socket.received_ns // 1000
+            received_us = next_stamp(socket.received_ns // 1000, received_us)
             if opcode in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT):
                 watch.message(time.monotonic())
                 self._hand_over(received_us, connection, frame.data)
@@ -344,6 +348,16 @@ class Feed(threading.Thread):
             **({"cause": cause} if cause else {}),
         )
         self._on_state(self, now)
+
+
+def next_stamp(read_us: int, last_us: int) -> int:
+    """Return the stamp of what was read at a moment, later than the last one's on its connection.
+
+    Args:
+        read_us: When it was read, µs since the epoch.
+        last_us: The stamp of what came before it; 0 if nothing did.
+    """
+    return read_us if read_us > last_us or last_us - read_us > STAMPS_AHEAD_US else last_us + 1
 
 
 def _do(action: Action, socket: _Socket, messages: MessageLimiter, now_s: float) -> None:

@@ -295,7 +295,7 @@ def frames_are_kept_once(
     frames = [frame_of(line) for line in lines]
     values = [record.value for record in ordered]
     assert Counter(values) == Counter(frames[: len(values)]), (ticket, end, len(frames), len(values), where)
-    # Frames that were read together have one stamp; within it their order is the log's.
+    # Their stamps keep the order in which they came, whichever way they went.
     assert values == frames[: len(values)], (ticket, end, where)
     missing = lines[len(values) :]
     # What a reset overtook was delivered to nobody. Anything else that was sent was delivered, unless the

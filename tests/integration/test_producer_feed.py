@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 
 import pytest
 
 from ingest_services.producer import supervision
-from ingest_services.producer.feed import Feed, Inbox, Item
+from ingest_services.producer.feed import STAMPS_AHEAD_US, Feed, Inbox, Item, next_stamp
 from ingest_services.producer.metrics import SectionStats
 from ingest_services.producer.supervision import ConnectionLimiter
 from tests.scripted_exchange import book, scripted_exchange, wait_until
@@ -72,6 +73,25 @@ def test_what_came_while_nobody_listened_was_received(monkeypatch: pytest.Monkey
         wait_until(lambda: len(inbox.frames) >= 51, "the frames")
         assert inbox.frames == exchange.sent
         assert not stats.reconnects, "the exchange was not silent: we were"
+
+
+def test_what_is_read_at_once_keeps_its_order_in_its_stamps() -> None:
+    inbox = Pausing()
+    with scripted_exchange() as exchange, feeding(exchange.ws_url, inbox):
+        wait_until(lambda: exchange.clients == 1, "a subscription")
+        inbox.pause_s = 0.3
+        for serial in range(100):
+            exchange.send(book("KRW-BTC", 1000 + serial, serial))
+        wait_until(lambda: len(inbox.frames) >= 101, "the frames")
+    stamps = [at_us for at_us, _, data in inbox.items if isinstance(data, bytes)]
+    assert all(later > earlier for earlier, later in pairwise(stamps))
+
+
+def test_a_clock_that_was_set_back_is_believed() -> None:
+    assert next_stamp(1_000_000, 0) == 1_000_000
+    assert next_stamp(1_000_000, 1_000_000) == 1_000_001
+    assert next_stamp(1_000_000, 1_000_300) == 1_000_301
+    assert next_stamp(1_000_000, 1_000_000 + STAMPS_AHEAD_US + 1) == 1_000_000
 
 
 @contextmanager
