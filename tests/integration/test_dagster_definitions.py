@@ -45,6 +45,9 @@ def test_a_run_materializes_a_window_with_metadata_and_passing_checks(world: Wor
     candles = world.materialization("ohlc_5m_ticker", KEYS[0])
     assert (candles["dagster/row_count"], candles["books"], candles["new"]) == (2, 3, 2)
     assert candles["data_version"] == raw["digest"]
+    features = world.materialization("orderbook_features_5m", KEYS[0])
+    assert (features["dagster/row_count"], features["depth_unknown"], features["new"]) == (2, 0, 2)
+    assert features["data_version"] == raw["digest"]
     for name in ("day", "window"):
         assert candles[name].startswith("![BTC, the ")
         assert len(candles[name]) <= MOST_BYTES
