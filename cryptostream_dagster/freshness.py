@@ -144,7 +144,10 @@ class _Told:
 
     @classmethod
     def read(cls, cursor: str | None) -> "_Told | None":
-        return cls(**orjson.loads(cursor)) if cursor else None
+        try:
+            return cls(**orjson.loads(cursor)) if cursor else None
+        except (TypeError, ValueError):
+            return None  # another version of this program wrote it: what was told then is not known
 
     @property
     def cursor(self) -> str:
