@@ -208,13 +208,8 @@ def find_troubles(overview: Overview, settings: PipelineSettings) -> list[str]:
         elif now - claim.claimed_at > CLAIM_STALE:
             troubles.append(f"{who}: no consumer has claimed anything for {in_words(now - claim.claimed_at)}")
     newest = next((w for w in overview.windows or [] if w.version is not None), None)
-    built = None if overview.newest is None else overview.newest.built
-    # Right after the start of a lake that was filled with history nobody can say who listened.
-    unknown = newest is not None and newest.coverage is None
-    is_built = built is not None and now - built.end <= freshness.STALE_AFTER
     if overview.newest is not None and not freshness.is_fresh(overview.newest, now):
-        if not (unknown and is_built):
-            troubles.append(freshness.explain(overview.newest, now, zone))
+        troubles.append(freshness.explain(overview.newest, now, zone))
     elif newest is not None and newest.coverage == 0:
         troubles.append(
             f"nobody listened in {newest.start.astimezone(zone):%H:%M}: are the producers running?"

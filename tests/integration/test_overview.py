@@ -174,14 +174,14 @@ def test_each_thing_that_needs_a_person_is_said(tmp_path: Path, database: TestDa
     assert troubles(claims=[Claim("orderbook", 1, 0, None, None)]) == [
         "partition 0 of topic orderbook: no consumer has claimed anything yet"
     ]
-    assert troubles(newest=Newest(LAST, LAST)) == []
-    (stale,) = troubles(newest=Newest(LAST.shifted(-9), LAST.shifted(-9)))
+    assert troubles(newest=Newest(None, LAST, LAST)) == []
+    (stale,) = troubles(newest=Newest(None, LAST.shifted(-9), LAST.shifted(-9)))
     assert "none was built since" in stale
-    (deaf,) = troubles(newest=Newest(LAST, None))
+    (deaf,) = troubles(newest=Newest(None, LAST, None))
     assert "are the producers running?" in deaf
     window = WindowState(LAST.start, 1, 1, None, 1, NOW, True, False, None)
-    assert troubles(newest=Newest(LAST, None), windows=[window]) == []  # nobody can say who listened
-    (silent,) = troubles(newest=Newest(LAST, LAST), windows=[replace(window, coverage=0.0)])
+    assert troubles(newest=Newest(fresh, LAST, None), windows=[window]) == []  # a new lake
+    (silent,) = troubles(newest=Newest(None, LAST, LAST), windows=[replace(window, coverage=0.0)])
     assert silent.startswith("nobody listened in ")
     assert troubles(unbuilt=1, oldest_unbuilt=LAST.start) == []  # its turn comes
     (unbuilt,) = troubles(unbuilt=3, oldest_unbuilt=LAST.shifted(-4).start)
