@@ -41,7 +41,7 @@ class PipelineSettings(IngestSettings):
             is kept for ever.
         alert_webhook_url: Where failures are told, as Slack's webhooks take them; None: nowhere.
         run_retention_days: Days after which a finished run of Dagster's is deleted; what it made stays.
-        duckdb_threads: Threads of one DuckDB session.
+        duckdb_threads: Threads of one step: batches of tickers that are converted at once, and DuckDB's.
         duckdb_memory_mb: Memory of one DuckDB session, MiB; it spills to disk beyond.
     """
 
