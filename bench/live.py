@@ -32,7 +32,7 @@ from cryptostream_dagster.local_stack import Options, Stack
 from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.window import Window
 from ingest_services.lake.chain import read_chains, read_progress
-from ingest_services.lake.store import FolderStore
+from ingest_services.lake.store import ObjectStore, open_store
 from ingest_services.settings import load_settings
 from ingest_services.simulator.config import many_tickers
 
@@ -77,6 +77,7 @@ class Watch:
     def __init__(self, windows: int) -> None:
         self._windows = windows
         self._connection: psycopg.Connection | None = None
+        self._store: ObjectStore | None = None
         self._looked = 0.0
         self.seen: list[Seen] = []
         self._current: Seen | None = None
@@ -86,14 +87,15 @@ class Watch:
         if now < self._looked + LOOK_EVERY_S:
             return False
         self._looked = now
-        if self._connection is None:
+        if self._connection is None or self._store is None:
             self._connection = psycopg.connect(running.dsn, autocommit=True)
+            self._store = open_store(running.state.raw.as_uri())
         if self._current is None:
             self._current = Seen(Window.at(datetime.now(UTC)).shifted(1))
         seen = self._current
         if now < seen.window.end_ms / 1000:
             return False
-        if "complete" not in seen.instants and (at := _complete_at(running.state.raw, seen.window)):
+        if "complete" not in seen.instants and (at := _complete_at(self._store, seen.window)):
             seen.instants["complete"] = at
         found = self._connection.execute(PARTS, {"start": seen.window.start}).fetchone()
         assert found is not None
@@ -110,9 +112,8 @@ class Watch:
         return len(self.seen) >= self._windows
 
 
-def _complete_at(raw: Path, window: Window) -> float | None:
+def _complete_at(store: ObjectStore, window: Window) -> float | None:
     """Return when the last partition claimed to be through a window; None if one has not."""
-    store = FolderStore(raw)
     claims = [
         read_progress(store, chain.number, partition)
         for chain in read_chains(store)

@@ -10,6 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
@@ -84,9 +85,10 @@ class FolderStore:
         self.url = root.as_uri()
         self._staging = root / ".staging"
         for left in self._staging.glob("*"):
-            # What a killed writer left behind; a living one is done with its file in seconds.
-            if left.stat().st_mtime < time.time() - STAGED_FOR_S:
-                left.unlink(missing_ok=True)
+            # What a killed writer left behind; a living one is done with its file in seconds, perhaps now.
+            with suppress(FileNotFoundError):
+                if left.stat().st_mtime < time.time() - STAGED_FOR_S:
+                    left.unlink()
         self._synced: set[Path] = set()
 
     def create(self, path: str, data: bytes) -> None:

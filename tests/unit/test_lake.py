@@ -271,6 +271,13 @@ def test_what_a_killed_writer_staged_is_removed_and_a_living_ones_is_not(store: 
     assert (old.exists(), new.exists()) == (False, True)
 
 
+def test_a_store_opens_while_a_writer_is_done_with_what_it_had_staged(store: FolderStore) -> None:
+    store.create("a", b"")
+    # In the listing, and gone when it is looked at: what a link to nothing always is.
+    (store.root / ".staging/gone").symlink_to("nowhere")
+    assert FolderStore(store.root).get("a") == b""
+
+
 def test_the_two_minutes_of_a_repeated_hour_have_paths_of_their_own() -> None:
     berlin = ZoneInfo("Europe/Berlin")
     minute_ms = 1_761_438_600_000  # 02:30 in summer; an hour later it is 02:30 again
