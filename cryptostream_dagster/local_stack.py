@@ -302,7 +302,9 @@ class Stack:
         self._launch(
             "code",
             [
-                *(sys.executable, "-m", "dagster", "api", "grpc", "--host", LOOPBACK, "--port", str(code)),
+                # The runs of the one before, of a stack that was killed or of this one, ended with it.
+                *(sys.executable, "-m", "cryptostream_dagster.code_server"),
+                *("--host", LOOPBACK, "--port", str(code)),
                 *("--module-name", "cryptostream_dagster.definitions", "--location-name", "cryptostream"),
                 "--use-python-environment-entry-point",
             ],

@@ -51,7 +51,7 @@ class DagsterProcesses:
         self.daemon: subprocess.Popen[bytes] | None = None
 
     def start_code(self) -> None:
-        command = ["-m", "dagster", "api", "grpc", "--host", LOOPBACK, "--port", str(self.port)]
+        command = ["-m", "cryptostream_dagster.code_server", "--host", LOOPBACK, "--port", str(self.port)]
         command += ["--module-name", "cryptostream_dagster.definitions", "--location-name", "cryptostream"]
         self.code = self._launch(*command, "--use-python-environment-entry-point")
         until(lambda: answers(self.port), 120, self.said)
@@ -73,10 +73,9 @@ class DagsterProcesses:
         self.code = self.daemon = None
 
     def kill_code(self) -> None:
-        """Kill the code server, and it alone."""
+        """Kill the code server and the runs in its group, as the local stack and a container do."""
         assert self.code is not None
-        self.code.kill()
-        self.code.wait()
+        self._kill(self.code)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run `cryptostream ...` beside them."""

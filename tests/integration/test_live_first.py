@@ -19,6 +19,7 @@ from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.monitoring import run_monitoring
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
+from cryptostream_dagster.code_server import end_lost_runs
 from cryptostream_dagster.jobs import BACKFILL, LIVE, RECONCILE, request_run
 from cryptostream_dagster.local_stack import instance as local_instance
 from tests.dagster_world import KEYS, WINDOW, book, open_world
@@ -125,3 +126,19 @@ def test_a_run_whose_process_is_gone_holds_up_its_window_until_its_time_is_over_
         assert gone.status == dg.DagsterRunStatus.FAILURE
         (again,) = world.tick()
         assert again.partition_key == KEYS[0]
+
+
+def test_a_code_server_that_starts_ends_the_runs_that_the_one_before_took_with_it(
+    instance: dg.DagsterInstance,
+) -> None:
+    lost = [add(instance, kind, STARTED) for kind in (LIVE, RECONCILE)]
+    waiting = add(instance, RECONCILE, QUEUED)
+    assert next_from_queue(instance) == []
+    assert end_lost_runs(instance) == 2
+    assert {
+        run.run_id for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
+    } == {*lost}
+    assert next_from_queue(instance) == [RECONCILE]
+    queued = instance.get_run_by_id(waiting)
+    assert queued is not None
+    assert queued.status == QUEUED
