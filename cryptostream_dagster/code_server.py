@@ -1,8 +1,8 @@
 """Dagster's code server, started again: first it ends the runs that the one before took with it.
 
 `python -m cryptostream_dagster.code_server ARGUMENTS` is `dagster api grpc ARGUMENTS`. Runs are processes of
-the code server's own group; when it is killed with them, nobody tells the instance, and until their time is over
-they would count as being built. Belongs here: nothing else.
+the code server's own group; when it is killed with them, nobody tells the instance, and until their time is
+over they would count as being built. Belongs here: nothing else.
 """
 
 from __future__ import annotations
