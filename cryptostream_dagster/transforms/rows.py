@@ -7,6 +7,7 @@ Belongs here: what a line means and which rows come of it, for whole tickers at 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cryptostream_dagster.sql import load_sql
-from cryptostream_dagster.transforms.schema import level_columns
 from cryptostream_dagster.window import Window
 
 _PACKAGE = "cryptostream_dagster.transforms"
@@ -133,7 +133,7 @@ def find_repeats(lines: Lines, units: _Units, order: Numbers, depth: int) -> Num
         return order[:0]
     chosen, run = order[twice], np.cumsum(~again)[twice]
     totals = [_floats(lines.table, name)[chosen] for name in ("level", "total_ask_size", "total_bid_size")]
-    numbers = np.column_stack([*totals, *units.levels(chosen, depth).values()])
+    numbers = np.column_stack([*totals, *(column for _, column in units.levels(chosen, depth))])
     # Compared as bits, where NULL is one NaN and there is no zero below zero.
     bits = np.where(np.isnan(numbers), np.nan, numbers + 0.0).view(np.uint64)
     weights = np.random.default_rng(0).integers(2**64, size=bits.shape[1], dtype=np.uint64) | np.uint64(1)
@@ -173,19 +173,17 @@ class _Units:
             wrong[book[~np.isfinite(total)]] = True
         return wrong
 
-    def levels(self, books: Numbers, depth: int) -> dict[str, Numbers]:
-        """Return columns like `ask_price1` of some books: NaN beyond a book's end and where it is padding."""
+    def levels(self, books: Numbers, depth: int) -> Iterator[tuple[str, Numbers]]:
+        """Yield columns like `ask_price1` of some books: NaN beyond a book's end and where it is padding."""
         start, length = self._start[books], self._length[books]
-        found: dict[str, Numbers] = {}
         for level in range(depth):
             at = np.where(length > level, start + level, -1)
             for side in ("ask", "bid"):
                 price, size = (self._numbers[f"{side}_{what}"][at] for what in ("price", "size"))
                 padding = (price == 0) & (size == 0)
                 price[padding] = size[padding] = np.nan
-                found[f"{side}_price{level + 1}"] = price
-                found[f"{side}_size{level + 1}"] = size
-        return found
+                yield f"{side}_price{level + 1}", price
+                yield f"{side}_size{level + 1}", size
 
 
 def _flat(table: Any, units: _Units, rows: Numbers, depth: int) -> Any:
@@ -201,9 +199,8 @@ def _flat(table: Any, units: _Units, rows: Numbers, depth: int) -> Any:
             for name in ("stream_type", "level", "total_ask_size", "total_bid_size")
         },
     }
-    levels = units.levels(rows, depth)
-    for column in level_columns(depth):
-        columns[column.name] = pa.array(levels[column.name], from_pandas=True)  # NaN is NULL
+    # One at a time: all of them twice would be most of a batch's memory. NaN is NULL.
+    columns |= {name: pa.array(column, from_pandas=True) for name, column in units.levels(rows, depth)}
     for name in ("connection", "partition", "offset"):
         columns[name] = table.column(name).take(at)
     return pa.table(columns)
