@@ -32,3 +32,9 @@ def test_every_asset_says_what_it_is_and_whose() -> None:
             assert f'name="{key.to_user_string()}"' in (ROOT / file).read_text(), code
     for key in graph.asset_check_keys:
         assert graph.get_check_spec(key).description, key
+
+
+def test_every_check_is_on_the_page_of_checks() -> None:
+    page = (ROOT / "docs" / "checks.md").read_text()
+    graph = build_defs(PipelineSettings(_env_file=None)).resolve_asset_graph()
+    assert [key.name for key in graph.asset_check_keys if f"`{key.name}`" not in page] == []
