@@ -57,14 +57,6 @@ _SIGN_OF_LIFE_S = 120.0
 # Failed windows that are named one by one.
 _NAMED = 20
 
-UNFINISHED = [
-    DagsterRunStatus.QUEUED,
-    DagsterRunStatus.NOT_STARTED,
-    DagsterRunStatus.STARTING,
-    DagsterRunStatus.STARTED,
-    DagsterRunStatus.CANCELING,
-]
-
 Say = Callable[[str], None]
 
 

@@ -8,7 +8,6 @@ from datetime import UTC, date, datetime
 
 from dagster import (
     DagsterInstance,
-    DagsterRunStatus,
     DefaultScheduleStatus,
     ResourceParam,
     RunRequest,
@@ -22,20 +21,12 @@ from dagster import (
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from cryptostream_dagster.day import Day
-from cryptostream_dagster.jobs import DAILY, PARTITION_TAG, request_run
+from cryptostream_dagster.jobs import DAILY, PARTITION_TAG, UNFINISHED, request_run
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.settings import PipelineSettings
 
 # A day's last window is built within minutes of midnight, and left to settle for ten.
 CRON = "20 * * * *"
-
-UNFINISHED = [
-    DagsterRunStatus.QUEUED,
-    DagsterRunStatus.NOT_STARTED,
-    DagsterRunStatus.STARTING,
-    DagsterRunStatus.STARTED,
-    DagsterRunStatus.CANCELING,
-]
 
 
 def build_daily_schedule(

@@ -1,8 +1,14 @@
-"""The jobs: the three assets of a window, or of a range of windows; and `orderbook_daily` of a day."""
+"""The jobs: the four assets of a window, or of a range of windows; and `orderbook_daily` of a day."""
 
 from __future__ import annotations
 
-from dagster import AssetChecksDefinition, AssetSelection, RunRequest, define_asset_job
+from dagster import (
+    AssetChecksDefinition,
+    AssetSelection,
+    DagsterRunStatus,
+    RunRequest,
+    define_asset_job,
+)
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from cryptostream_dagster.assets.orderbook_daily import DAILY_GROUP
@@ -28,6 +34,16 @@ MAX_RUNTIME_S = {LIVE: 600, RECONCILE: 600, DAILY: 3600}
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 PARTITION_TAG = "dagster/partition"
+
+
+# Runs that may still do something.
+UNFINISHED = [
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
 
 
 def build_job(*elsewhere: AssetChecksDefinition) -> UnresolvedAssetJobDefinition:

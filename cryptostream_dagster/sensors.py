@@ -11,7 +11,6 @@ from itertools import accumulate
 
 from dagster import (
     DagsterInstance,
-    DagsterRunStatus,
     DefaultSensorStatus,
     ResourceParam,
     RunsFilter,
@@ -23,7 +22,14 @@ from dagster import (
 )
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from cryptostream_dagster.jobs import PARTITION_TAG, RANGE_END_TAG, RANGE_START_TAG, RECONCILE, request_run
+from cryptostream_dagster.jobs import (
+    PARTITION_TAG,
+    RANGE_END_TAG,
+    RANGE_START_TAG,
+    RECONCILE,
+    UNFINISHED,
+    request_run,
+)
 from cryptostream_dagster.partitions import key_of
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.settings import PARTITION_KEY_FORMAT, PipelineSettings
@@ -34,14 +40,6 @@ SYNC_BUDGET_S = 20.0
 
 # Runs of ours that are wanted or under way; more than that and the sensor waits.
 MAX_IN_FLIGHT = 2
-
-UNFINISHED = [
-    DagsterRunStatus.QUEUED,
-    DagsterRunStatus.NOT_STARTED,
-    DagsterRunStatus.STARTING,
-    DagsterRunStatus.STARTED,
-    DagsterRunStatus.CANCELING,
-]
 
 
 def build_sensor(job: UnresolvedAssetJobDefinition, settings: PipelineSettings) -> SensorDefinition:

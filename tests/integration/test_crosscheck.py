@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,25 +14,10 @@ from cryptostream_dagster.definitions import build_defs
 from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.warehouse.schema import ensure_partitions
 from cryptostream_dagster.window import Window
-from ingest_services.simulator.config import SimulatorConfig
 from ingest_services.simulator.server import Simulator
 from tests.pipeline import Pipeline, open_pipeline
 from tests.postgres_fixture import TestDatabase
-
-
-@contextmanager
-def simulating(config: SimulatorConfig) -> Iterator[Simulator]:
-    simulator = Simulator(config)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    asyncio.run_coroutine_threadsafe(simulator.start(), loop).result(10)
-    try:
-        yield simulator
-    finally:
-        asyncio.run_coroutine_threadsafe(simulator.stop(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+from tests.simulator_thread import serving
 
 
 def play_the_history(simulator: Simulator) -> None:
@@ -77,7 +59,6 @@ def cross_check(settings: PipelineSettings) -> tuple[bool, dict[str, object]]:
 def test_candles_agree_with_the_exchanges_own_and_a_wrong_one_is_named(
     tmp_path: Path, database: TestDatabase
 ) -> None:
-    config = SimulatorConfig(port=0, tickers=("BTC", "ETH"), rate=0.5, seed=7, history_minutes=60)
     with open_pipeline(tmp_path, database) as pipeline:
         nothing = pipeline.settings.model_copy(update={"upbit_rest_url": "http://127.0.0.1:1"})
         passed, said = cross_check(nothing)
@@ -86,7 +67,7 @@ def test_candles_agree_with_the_exchanges_own_and_a_wrong_one_is_named(
             "unknown: there is no candle of ours of which all was listened to",
         )
 
-        with simulating(config) as simulator:
+        with serving(tickers=("BTC", "ETH"), rate=0.5, seed=7, history_minutes=60) as simulator:
             now = datetime.now(UTC)
             play_the_history(simulator)
             settings = pipeline.settings.model_copy(update={"upbit_rest_url": simulator.rest_url})

@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
 
 from ingest_services.config import ProducerSection
 from ingest_services.settings import IngestSettings
-from ingest_services.simulator.config import SimulatorConfig
 from ingest_services.simulator.server import Simulator
 from tests.broker import Broker
 from tests.integration.test_producer_service import books, carried, heartbeats, producing, read_all
 from tests.scripted_exchange import wait_until
-
-
-@contextmanager
-def simulating(config: SimulatorConfig) -> Iterator[Simulator]:
-    simulator = Simulator(config)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    asyncio.run_coroutine_threadsafe(simulator.start(), loop).result(10)
-    try:
-        yield simulator
-    finally:
-        asyncio.run_coroutine_threadsafe(simulator.stop(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+from tests.simulator_thread import serving
 
 
 def ask(simulator: Simulator, path: str) -> dict[str, object]:
@@ -46,8 +27,7 @@ def ask(simulator: Simulator, path: str) -> dict[str, object]:
 def test_every_book_of_the_history_and_the_present_is_in_kafka_once(broker: Broker, tmp_path: Path) -> None:
     tickers = ("BTC", "ETH", "XRP")
     topic = broker.topic()
-    config = SimulatorConfig(port=0, tickers=tickers, rate=5.0, seed=7, history_minutes=10)
-    with simulating(config) as simulator:
+    with serving(tickers=tickers, rate=5.0, seed=7, history_minutes=10) as simulator:
         settings = IngestSettings(
             _env_file=None,
             source="simulator",

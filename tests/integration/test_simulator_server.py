@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -29,28 +27,14 @@ from ingest_services.simulator.config import SimulatorConfig
 from ingest_services.simulator.exchange import now_ms
 from ingest_services.simulator.feed import window_start
 from ingest_services.simulator.server import Simulator
+from tests import simulator_thread
 
 CAPTURE = Path(__file__).parents[3] / "shared/data/upbit_capture/orderbook_simple_depth15.jsonl"
-QUICK = {"port": 0, "history_minutes": 0, "rate": 50.0, "tickers": ("BTC", "XRP", "USDT-BTC")}
+QUICK = {"history_minutes": 0, "rate": 50.0, "tickers": ("BTC", "XRP", "USDT-BTC")}
 
 
-@contextmanager
-def serving(**options: Any) -> Iterator[Simulator]:
-    """Run a simulator in a thread of its own."""
-    simulator = Simulator(SimulatorConfig(**{**QUICK, **options}))
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        asyncio.run_coroutine_threadsafe(simulator.start(), loop).result(10)
-        try:
-            yield simulator
-        finally:
-            asyncio.run_coroutine_threadsafe(simulator.stop(), loop).result(10)
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        loop.close()
+def serving(**options: Any) -> AbstractContextManager[Simulator]:
+    return simulator_thread.serving(**{**QUICK, **options})
 
 
 @pytest.fixture(scope="module")
@@ -630,4 +614,4 @@ def test_mistakes_are_one_line_and_exit_2(tmp_path: Path) -> None:
 )
 def test_settings_that_cannot_be_are_named_before_anything_starts(options: dict[str, Any], word: str) -> None:
     with pytest.raises(UserError, match=word):
-        Simulator(SimulatorConfig(**{**QUICK, **options}))
+        Simulator(SimulatorConfig(**{"port": 0, **QUICK, **options}))
