@@ -53,7 +53,8 @@ fuzz: install
 soak: export KILL_PROOF_RECORDS ?= 1000000
 soak: export KILL_PROOF_BROKER ?= kafka
 soak: install
-	$(BIN)/python -m pytest tests/integration/test_real_kafka.py tests/integration/test_kill_proof.py \
+	$(BIN)/python -m pytest tests/deploy/test_brokers.py tests/integration/test_real_kafka.py \
+		tests/integration/test_kill_proof.py \
 		-o log_cli=true -o log_cli_level=INFO
 
 images: install

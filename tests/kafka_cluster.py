@@ -167,8 +167,13 @@ class Cluster:
     def bootstrap(self) -> str:
         return ",".join(f"{LOOPBACK}:{node.port}" for node in self.nodes.values())
 
-    def prepare(self, folder: Path) -> None:
-        """Write the configuration of every node and format its storage."""
+    def prepare(self, folder: Path, configuration: str = PROPERTIES) -> None:
+        """Write the configuration of every node and format its storage.
+
+        Args:
+            folder: For all that the nodes write.
+            configuration: What `PROPERTIES` is, with the same fields.
+        """
         ports = free_ports(2 * len(NODES))
         voters = ",".join(f"{n}@{LOOPBACK}:{ports[2 * i + 1]}" for i, n in enumerate(NODES))
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
@@ -176,7 +181,7 @@ class Cluster:
         for index, number in enumerate(NODES):
             node = Node(number, ports[2 * index], folder / f"node-{number}")
             node.folder.mkdir()
-            properties = PROPERTIES.format(
+            properties = configuration.format(
                 node=number,
                 voters=voters,
                 host=LOOPBACK,
@@ -324,11 +329,11 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(folder: Path) -> Iterator[Cluster]:
-    """Run a cluster for the length of a `with` block."""
+def running_cluster(folder: Path, configuration: str = PROPERTIES) -> Iterator[Cluster]:
+    """Run a cluster for the length of a `with` block; `configuration` as for `Cluster.prepare`."""
     cluster = Cluster(require_jars())
     try:
-        cluster.prepare(folder)
+        cluster.prepare(folder, configuration)
         for number in NODES:
             cluster.start(number)
         cluster.wait_whole()
