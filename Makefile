@@ -17,7 +17,7 @@ help:
 	@echo "make dev     run the whole platform here (LIVE=1: with the real exchange)"
 	@echo "make demo    run it in a temporary folder and compare every candle with the truth"
 	@echo "             (LIVE_WINDOWS=1: and go on until a live window was built, at most five minutes more)"
-	@echo "make test    run every test but the longest proofs (ARGS=... goes to pytest)"
+	@echo "make test    run every test but the longest proofs (ARGS=... goes to pytest; JOBS=: how many at once)"
 	@echo "make chaos   two producers in a storm of faults (CHAOS_SEED=, CHAOS_FAULTS=: which, how many)"
 	@echo "make prove   simulate 20,000 schedules of the writer that were never run (SEEDS=, FIRST=: how many, which)"
 	@echo "make fuzz    read a million damaged frames (FUZZ_INPUTS=, FUZZ_SEED=: how many and which)"
@@ -34,9 +34,11 @@ dev: install
 demo: install
 	@exec $(BIN)/cryptostream demo $(if $(LIVE_WINDOWS),--live-windows $(LIVE_WINDOWS))
 
-# The longest proofs have targets of their own: chaos, soak, images.
+# The longest proofs have targets of their own: chaos, soak, images. Most tests wait for processes: two at once take
+# half the time, on two cores as well.
 test: install $(TERRAFORM_STAMP)
-	$(BIN)/python -m pytest -m "not chaos and not soak and not images" $(ARGS)
+	$(BIN)/python -m pytest -m "not chaos and not soak and not images" \
+		--numprocesses $(or $(JOBS),2) --dist loadgroup $(ARGS)
 
 chaos: install
 	$(BIN)/python -m pytest -m chaos
