@@ -19,6 +19,7 @@ settings.load_profile("cryptostream")
 STACKS = {"test_local_stack.py", "test_dagster_ui.py"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests together on one worker, and all local stacks: two at once want the same ports."""
     for item in items:

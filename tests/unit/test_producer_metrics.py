@@ -208,7 +208,12 @@ def test_the_page_says_what_a_producer_serves() -> None:
 
 def test_the_page_says_what_a_consumer_serves() -> None:
     consumer_metrics.COMMITTED.labels("s", "book")
-    for counter in (consumer_metrics.COMMITS, consumer_metrics.FENCED, consumer_metrics.MISSING):
+    for counter in (
+        consumer_metrics.COMMITS,
+        consumer_metrics.FENCED,
+        consumer_metrics.MISSING,
+        consumer_metrics.LATE,
+    ):
         counter.labels("s")
     consumer_metrics.RETRIES.labels("chain", "ENOSPC")
     consumer_metrics.QUARANTINED.labels("s", "not JSON")
