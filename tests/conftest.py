@@ -2,6 +2,8 @@
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = [
     "tests.broker",
@@ -15,13 +17,30 @@ pytest_plugins = [
 settings.register_profile("cryptostream", deadline=None, print_blob=True)
 settings.load_profile("cryptostream")
 
-# Those that start a local stack by themselves, beside all that share the session's.
-STACKS = {"test_local_stack.py", "test_dagster_ui.py"}
+# Files whose tests start local stacks: two stacks at once would want the same ports.
+STACKS = {"test_client.py", "test_dagster_ui.py", "test_local_stack.py"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
+class FileByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """A file's tests on one worker, and all files of local stacks on the same one.
+
+    xdist's own marks for this (`--dist loadgroup`) have no effect with pytest 9.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::", 1)[0]
+        return "stacks" if path.rpartition("/")[2] in STACKS else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FileByFile:
+    return FileByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests together on one worker, and all local stacks: two at once want the same ports."""
+    """See that no file starts a stack beside the others."""
     for item in items:
-        stack = "local_stack" in getattr(item, "fixturenames", ()) or item.path.name in STACKS
-        item.add_marker(pytest.mark.xdist_group("stack" if stack else item.path.name))
+        if "local_stack" in getattr(item, "fixturenames", ()) and item.path.name not in STACKS:
+            raise pytest.UsageError(
+                f"{item.path.name} uses local_stack: add it to STACKS in tests/conftest.py"
+            )
