@@ -38,7 +38,7 @@ demo: install
 # half the time, on two cores as well.
 test: install $(TERRAFORM_STAMP)
 	$(BIN)/python -m pytest -m "not chaos and not soak and not images" \
-		--numprocesses $(or $(JOBS),2) --dist loadfile $(ARGS)
+		--numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: install
 	$(BIN)/python -m pytest -m chaos
