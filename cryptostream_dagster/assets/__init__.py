@@ -1,1 +1,1 @@
-"""The three assets: thin Dagster shells over `steps`, and what people see of them in the UI."""
+"""The assets: thin Dagster shells over plain functions, and what people see of them in the UI."""
