@@ -97,7 +97,7 @@ def quotes_of(parquet: Storage, path: str, window: Window) -> list[Quote]:
     try:
         table = pq.read_table(
             parquet.locate(path),
-            columns=["exchange_time", "bid_price1", "ask_price1"],
+            columns=["exchange_time", "bid_price1", "ask_price1", "level"],
             filesystem=parquet.filesystem,
             partitioning=None,
         )
@@ -105,6 +105,6 @@ def quotes_of(parquet: Storage, path: str, window: Window) -> list[Quote]:
         raise UserError(f"{parquet.url}/{path}: cannot be read ({error})") from error
     return [
         Quote(moment, bid, ask)
-        for moment, bid, ask in zip(*(column.to_pylist() for column in table.columns), strict=True)
-        if bid and ask and 0 < bid <= ask and window.start <= moment < window.end
+        for moment, bid, ask, level in zip(*(column.to_pylist() for column in table.columns), strict=True)
+        if level == 0 and bid and ask and 0 < bid <= ask and window.start <= moment < window.end
     ]

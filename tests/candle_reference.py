@@ -36,6 +36,7 @@ class ReferenceBook:
     ask: Decimal
     bid: Decimal
     content: object = None
+    level: Decimal = Decimal(0)
 
 
 def read_book(ticker: str, received_us: int, offset: int, value: bytes) -> ReferenceBook:
@@ -50,7 +51,14 @@ def read_book(ticker: str, received_us: int, offset: int, value: bytes) -> Refer
         [[unit[key].normalize() for key in ("ap", "bp", "as", "bs")] for unit in message["obu"]], default=str
     )
     return ReferenceBook(
-        ticker, tms // 1000 if tms >= 10**14 else tms, received_us, offset, best["ap"], best["bp"], content
+        ticker,
+        tms // 1000 if tms >= 10**14 else tms,
+        received_us,
+        offset,
+        best["ap"],
+        best["bp"],
+        content,
+        message["lv"],
     )
 
 
@@ -58,7 +66,8 @@ def reference_candles(books: list[ReferenceBook], start_ms: int, end_ms: int) ->
     """Return the candle of each ticker that has one."""
     by_ticker: dict[str, list[ReferenceBook]] = defaultdict(list)
     for book in books:
-        by_ticker[book.ticker].append(book)
+        if book.level == 0:
+            by_ticker[book.ticker].append(book)
     candles = {}
     for ticker, rows in by_ticker.items():
         rows.sort(key=lambda b: (b.tms, b.received_us, b.offset))

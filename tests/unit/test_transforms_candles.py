@@ -103,7 +103,8 @@ def random_rows(rng: random.Random) -> list[Row]:
             if received_us // 1000 >= END:
                 received_us = (END - 1) * 1000
             stamp = tms * 1000 + 7 if rng.random() < 0.1 else tms
-            value = frame(ticker, stamp, levels, "SNAPSHOT" if snapshot else "REALTIME")
+            kind = "SNAPSHOT" if snapshot else "REALTIME"
+            value = frame(ticker, stamp, levels, kind, level=rng.choice([0, 0, 0, 0, 10_000]))
             rows += [Row(value, received_us)] * rng.choice([1, 1, 1, 2])
     return rows
 
@@ -156,6 +157,7 @@ def test_every_mid_on_the_tick_grid_is_exact(quote: str) -> None:
             "exchange_time": pa.array([T0] * len(pairs), pa.timestamp("ms", "UTC")),
             "ask_price1": [float(Decimal(a) / UNITS_PER_ONE) for a, _ in pairs],
             "bid_price1": [float(Decimal(b) / UNITS_PER_ONE) for _, b in pairs],
+            "level": [0.0] * len(pairs),
             "row_number": list(range(len(pairs))),
         }
     )
@@ -187,6 +189,13 @@ def test_while_a_book_is_one_sided_or_crossed_no_mid_prevails(tmp_path: Path) ->
     candle = candles_of(tmp_path, rows)["BTC"]
     assert (candle.one_sided_count, candle.crossed_count, candle.book_count) == (1, 1, 2)
     assert (candle.mid_ms, candle.weight_ms) == (10 * 100_000 + 20 * 50_000, 150_000)
+
+
+def test_a_book_of_grouped_prices_is_in_no_candle_and_ends_no_other(tmp_path: Path) -> None:
+    grouped = Row(frame("BTC", T0 + 100_000, [(20, 0.5, 1, 1)], level=10), (T0 + 100_000) * 1000 + 1)
+    candle = candles_of(tmp_path, [book_row(T0, 11, 9), grouped])["BTC"]
+    assert (candle.high, candle.low, candle.close, candle.book_count) == (10, 10, 10, 1)
+    assert (candle.mid_ms, candle.weight_ms) == (10 * 300_000, 300_000)
 
 
 def test_a_locked_book_is_usable(tmp_path: Path) -> None:

@@ -5,6 +5,9 @@
 -- had not moved) is none, but prevails from the window's start on. Each state prevails until the next, and a
 -- one-sided or crossed book prevails with no mid.
 --
+-- A book of grouped prices (`level` > 0) tells no best ask and no best bid: it is left out, and its market's other
+-- books stand.
+--
 -- A price comes back from its double through the shortest text that reads as that double: the exchange's own
 -- digits.
 WITH priced AS (
@@ -13,7 +16,7 @@ WITH priced AS (
         TRY_CAST(ask_price1::VARCHAR AS DECIMAL(20, 10)) AS ask,
         TRY_CAST(bid_price1::VARCHAR AS DECIMAL(20, 10)) AS bid
     FROM (SELECT *, epoch_ms(exchange_time) AS tms FROM book)
-    WHERE epoch_ms(exchange_time) < $end_ms
+    WHERE epoch_ms(exchange_time) < $end_ms AND "level" = 0
 ),
 judged AS (
     SELECT
