@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 
 from cryptostream_dagster.definitions import build_defs
+from cryptostream_dagster.questions import QUESTIONS
 from cryptostream_dagster.settings import PipelineSettings
 from tests.definitions_snapshot import FILE, snapshot
 
@@ -34,7 +36,12 @@ def test_every_asset_says_what_it_is_and_whose() -> None:
         assert graph.get_check_spec(key).description, key
 
 
-def test_every_check_is_on_the_page_of_checks() -> None:
+def test_every_check_is_on_the_page_of_checks_once() -> None:
     page = (ROOT / "docs" / "checks.md").read_text()
     graph = build_defs(PipelineSettings(_env_file=None)).resolve_asset_graph()
     assert [key.name for key in graph.asset_check_keys if f"`{key.name}`" not in page] == []
+    asset, listed = "", []
+    for row in re.findall(r"^\| (?:`(\w+)` )?\| `(\w+)` \|.*?\| (warns )?\|$", page, re.MULTILINE):
+        asset = row[0] or asset
+        listed.append((asset, row[1], bool(row[2])))
+    assert listed == [(question.asset, question.name, question.warns) for question in QUESTIONS]
