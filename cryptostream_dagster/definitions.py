@@ -20,7 +20,7 @@ from dagster import (
 )
 
 from cryptostream_dagster import alerts, crosscheck, freshness
-from cryptostream_dagster.assets.market import build_market_job, build_market_schedule, market
+from cryptostream_dagster.assets.market import build_market_job, build_market_sensor, market
 from cryptostream_dagster.assets.ohlc_5m_ticker import ohlc_5m_ticker
 from cryptostream_dagster.assets.orderbook_daily import orderbook_daily
 from cryptostream_dagster.assets.orderbook_features_5m import orderbook_features_5m
@@ -96,12 +96,12 @@ def _compose(settings: PipelineSettings, resources: Mapping[str, Any]) -> Defini
             build_schedule(job, partitions, settings),
             build_daily_schedule(daily_job, days, settings),
             crosscheck.build_schedule(cross_check, settings),
-            build_market_schedule(market_job, settings),
             every_six_hours,
         ],
         sensors=[
             build_sensor(job, settings),
             freshness.build_sensor(settings),
+            build_market_sensor(market_job, settings),
             *alerts.build_sensors(settings),
         ],
         resources={"platform": Platform(settings), **resources},

@@ -1,21 +1,21 @@
-"""`market`: the exchange's markets as its REST API tells them, and the job and schedule that ask."""
+"""`market`: the exchange's markets as its REST API tells them, and the job and sensor that ask."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dagster import (
     AssetsDefinition,
     AssetSelection,
-    DefaultScheduleStatus,
+    DefaultSensorStatus,
     MaterializeResult,
     ResourceParam,
     RunRequest,
-    ScheduleDefinition,
-    ScheduleEvaluationContext,
+    SensorDefinition,
+    SensorEvaluationContext,
     SkipReason,
     asset,
     define_asset_job,
-    schedule,
+    sensor,
 )
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
@@ -32,8 +32,9 @@ A market that is delisted stays, and what changes moves to `market_history`: who
 asks `market_known` which markets there were then. Asked for hourly; a poll that fails changes nothing.
 """
 
-# When no window is just about to end, and not with the comparison of candles.
-_CRON = "3 * * * *"
+# The minute at which an hour's poll is due: no window is about to end, and candles are compared later.
+_MINUTE = timedelta(minutes=3)
+_LOOK_EVERY_S = 60
 
 
 def market() -> AssetsDefinition:
@@ -82,22 +83,31 @@ def build_market_job() -> UnresolvedAssetJobDefinition:
     )
 
 
-def build_market_schedule(
-    job: UnresolvedAssetJobDefinition, settings: PipelineSettings
-) -> ScheduleDefinition:
-    """Return the schedule; running unless somebody stops it."""
+def build_market_sensor(job: UnresolvedAssetJobDefinition, settings: PipelineSettings) -> SensorDefinition:
+    """Return the sensor; running unless somebody stops it.
 
-    @schedule(
-        name="markets_hourly",
-        cron_schedule=_CRON,
+    A schedule would leave a new warehouse without its markets until the hour comes round.
+    """
+
+    @sensor(
+        name="markets",
         job=job,
-        execution_timezone=settings.market_time_zone,
-        default_status=DefaultScheduleStatus.RUNNING,
-        description="Asks the exchange for its markets.",
+        minimum_interval_seconds=_LOOK_EVERY_S,
+        default_status=DefaultSensorStatus.RUNNING,
+        description="Asks the exchange for its markets: at once where nobody has, then hourly.",
     )
-    def markets_hourly(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
+    def markets(_: SensorEvaluationContext) -> RunRequest | SkipReason:
         if settings.missing:
             return SkipReason(settings.missing)
-        return RunRequest(f"markets:{context.scheduled_execution_time:%Y-%m-%dT%H:%M%z}")
+        return RunRequest(poll_key(datetime.now(UTC)))
 
-    return markets_hourly
+    return markets
+
+
+def poll_key(now: datetime) -> str:
+    """Return the key of the poll that was due last; Dagster launches a key once.
+
+    Args:
+        now: The current instant.
+    """
+    return f"markets:{now.astimezone(UTC) - _MINUTE:%Y-%m-%dT%H}Z"

@@ -69,6 +69,12 @@ def test_first_candles_come_within_a_minute_and_the_client_finds_them(local_stac
         assert mid == client.candles("BTC", exact=True)["open_price"].iloc[0]
 
 
+def test_a_new_stack_has_its_markets_without_waiting_for_an_hour(local_stack: LocalStack) -> None:
+    with Client.from_state(local_stack.state) as client:
+        until(lambda: len(client.markets()) == len(TICKERS), CANDLES_WITHIN_S, local_stack.said)
+        assert client.markets()["listed"].all()
+
+
 def test_a_chart_can_be_drawn_while_the_stack_runs(local_stack: LocalStack, tmp_path: Path) -> None:
     wait_for_candles(local_stack)
     out = tmp_path / "btc.png"

@@ -15,6 +15,7 @@ import dagster as dg
 import psycopg
 import pytest
 
+from cryptostream_dagster.assets.market import poll_key
 from cryptostream_dagster.client import Client
 from cryptostream_dagster.definitions import build_defs
 from cryptostream_dagster.resources import Platform
@@ -241,6 +242,24 @@ def test_a_simulator_s_markets_and_the_exchange_s_never_mix(
     with pytest.raises(UserError, match="is a simulator, the warehouse holds data of source upbit"):
         poll_markets(warehouse, Rest(simulator.rest_url), "upbit")
     assert rows(warehouse, "SELECT count(*) FROM market") == [(0,)]
+
+
+def test_it_is_asked_for_at_once_and_then_once_an_hour_at_three_past(
+    tmp_path: Path, database: TestDatabase
+) -> None:
+    settings = pipeline_settings(tmp_path, database)
+    defs = build_defs(settings)
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        context = dg.build_sensor_context(instance=instance, definitions=defs)
+        due = {poll_key(datetime.now(UTC))}
+        tick = defs.resolve_sensor_def("markets").evaluate_tick(context)
+        due.add(poll_key(datetime.now(UTC)))
+    assert {request.run_key for request in tick.run_requests or []} <= due
+    assert len(tick.run_requests or []) == 1
+    # Dagster launches a key once.
+    keys = [poll_key(NOON + timedelta(minutes=minutes)) for minutes in range(-10, 63)]
+    changes = [minute - 10 for minute in range(1, len(keys)) if keys[minute] != keys[minute - 1]]
+    assert changes == [3]
 
 
 def test_the_asset_polls_and_tells(tmp_path: Path, database: TestDatabase, simulator: Simulator) -> None:
