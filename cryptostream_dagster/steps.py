@@ -138,7 +138,7 @@ def seal_step(
     """
     require_raw(connection, window, settings, datetime.now(UTC))
     wait_s = settings.seal_wait_s if wait_s is None else wait_s
-    wait_until_complete(connection, store, window, wait_s, synced=synced)
+    wait_until_complete(connection, store, window, settings.zone, wait_s, synced=synced)
     if has_grown(connection, window) or is_gone(connection, window):
         # Before anything is sealed: what is there by now may be less than what the window was built from.
         require_objects(connection, open_raw(settings), window, settings)

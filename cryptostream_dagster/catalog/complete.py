@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 import psycopg
 
@@ -19,12 +20,15 @@ from ingest_services.lake.store import ObjectStore
 
 POLL_S = 0.5
 
+_PACKAGE = "cryptostream_dagster.catalog"
+
 
 @dataclass(frozen=True, slots=True)
 class Behind:
     """A partition that a window still waits for; `closed` if only the end of a closed chain is missing."""
 
     chain: int
+    topic: str
     partition: int
     closed: bool
 
@@ -35,12 +39,7 @@ class Incomplete(Exception):  # noqa: N818 - an answer, not a failure
 
 def behind(connection: psycopg.Connection, until: datetime) -> list[Behind]:
     """Return the partitions of every chain in force that are not through an instant yet."""
-    rows = connection.execute(
-        "SELECT chain, partition, end_offset IS NOT NULL FROM lake_partition "
-        "WHERE CASE WHEN end_offset IS NULL THEN coalesce(minutes_through < %s, true) "
-        "ELSE next_offset < end_offset END ORDER BY chain, partition",
-        (until,),
-    )
+    rows = connection.execute(load_sql(_PACKAGE, "behind"), {"until": until})
     return [Behind(*row) for row in rows]
 
 
@@ -55,7 +54,7 @@ def complete_until(connection: psycopg.Connection) -> datetime | None:
     ).fetchone()
     assert row is not None
     if row[1] is None:
-        row = connection.execute(load_sql("cryptostream_dagster.catalog", "last_window_retired")).fetchone()
+        row = connection.execute(load_sql(_PACKAGE, "last_window_retired")).fetchone()
         assert row is not None
         retired: datetime | None = row[0]
         return retired
@@ -66,6 +65,7 @@ def wait_until_complete(
     connection: psycopg.Connection,
     store: ObjectStore,
     window: Window,
+    zone: ZoneInfo,
     timeout_s: float,
     *,
     synced: bool = False,
@@ -79,6 +79,7 @@ def wait_until_complete(
         connection: In autocommit mode.
         store: The lake.
         window: The window.
+        zone: The market's time zone, in which the message tells times.
         timeout_s: How long to wait.
         synced: The catalog was synced a moment ago: first see what it says.
 
@@ -96,7 +97,7 @@ def wait_until_complete(
             return
         while True:
             if time.monotonic() >= deadline:
-                raise Incomplete(_describe(window, waiting, store))
+                raise Incomplete(_describe(window, zone, waiting, store))
             # Progress is an object that is replaced; a store has nothing to wait on.
             time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
             if _may_be_complete(store, waiting, window):
@@ -116,11 +117,11 @@ def _may_be_complete(store: ObjectStore, waiting: list[Behind], window: Window) 
     return True
 
 
-def _describe(window: Window, waiting: list[Behind], store: ObjectStore) -> str:
-    """Say who is behind, how far it is, and how long it has been silent."""
-    what = f"window {window.start:%Y-%m-%d %H:%M} UTC is not complete"
+def _describe(window: Window, zone: ZoneInfo, waiting: list[Behind], store: ObjectStore) -> str:
+    """Say who is behind, how far it is, how long it has been silent, and what to look at."""
+    what = f"window {window.label(zone)} is not complete"
     if not waiting:
-        return f"{what}: no consumer has ever written to {store.url}"
+        return f"{what}: no consumer has ever written to {store.url}; is one running, with this RAW_URL?"
     now = datetime.now(UTC).timestamp()
     lines = []
     for partition in waiting:
@@ -130,8 +131,9 @@ def _describe(window: Window, waiting: list[Behind], store: ObjectStore) -> str:
         elif progress is None:
             state = "no consumer has reported progress yet"
         else:
-            through = datetime.fromtimestamp(progress.minutes_through_ms / 1000, UTC)
+            through = datetime.fromtimestamp(progress.minutes_through_ms / 1000, zone)
             age = now - progress.at_ms / 1000
-            state = f"minutes_through {through:%Y-%m-%d %H:%M} UTC, reported {age:.0f} s ago"
-        lines.append(f"chain {partition.chain} partition {partition.partition}: {state}")
-    return f"{what}: {'; '.join(lines)}"
+            state = f"minutes_through {through:%Y-%m-%d %H:%M%z}, reported {age:.0f} s ago"
+        lines.append(f"chain {partition.chain} ({partition.topic}) partition {partition.partition}: {state}")
+    cure = "Is each one's consumer running? The window is built once they are through"
+    return f"{what}: {'; '.join(lines)}. {cure}"

@@ -26,7 +26,7 @@ from ingest_services.errors import UserError
 from ingest_services.lake import chain as chains
 from ingest_services.lake.audit import BrokerLog
 from ingest_services.tools.retire import retire_topic, take_up_topic
-from tests.lake_builder import LakeBuilder, Row, covered_minutes, frame, heartbeat, hole, instant, ms
+from tests.lake_builder import SEOUL, LakeBuilder, Row, covered_minutes, frame, heartbeat, hole, instant, ms
 from tests.pipeline import Pipeline, open_pipeline
 from tests.postgres_fixture import TestDatabase
 
@@ -165,7 +165,7 @@ def test_waiting_ends_when_the_last_partition_arrives(pipeline: Pipeline) -> Non
 
     timer = threading.Timer(0.3, arrive)
     timer.start()
-    wait_until_complete(pipeline.connection, lake.store, WINDOW, timeout_s=20)
+    wait_until_complete(pipeline.connection, lake.store, WINDOW, SEOUL, timeout_s=20)
     timer.join()
     assert pipeline.value("SELECT count(*) FROM lake_file") == 1
 
@@ -174,10 +174,14 @@ def test_a_window_that_does_not_complete_says_who_is_behind(pipeline: Pipeline) 
     lake = pipeline.lake
     lake.through(WINDOW.start, 0, reported=datetime.now(UTC) - timedelta(seconds=90))
     with pytest.raises(Incomplete) as caught:
-        wait_until_complete(pipeline.connection, lake.store, WINDOW, timeout_s=0)
+        wait_until_complete(pipeline.connection, lake.store, WINDOW, SEOUL, timeout_s=0)
     text = str(caught.value)
-    assert "chain 1 partition 0: minutes_through 2025-02-02 07:05 UTC, reported 90 s ago" in text
-    assert "chain 1 partition 1: no consumer has reported progress yet" in text
+    assert text == (
+        "window 2025-02-02 16:05+0900 is not complete: "
+        "chain 1 (orderbook) partition 0: minutes_through 2025-02-02 16:05+0900, reported 90 s ago; "
+        "chain 1 (orderbook) partition 1: no consumer has reported progress yet. "
+        "Is each one's consumer running? The window is built once they are through"
+    )
 
 
 def test_a_closed_chain_is_over_once_its_commits_are_in(pipeline: Pipeline) -> None:
@@ -207,7 +211,7 @@ def test_a_chain_that_is_closed_while_a_window_waits_for_it_ends_the_wait(pipeli
 
     later = threading.Timer(1.0, close)
     later.start()
-    wait_until_complete(connection, lake.store, WINDOW, 15)
+    wait_until_complete(connection, lake.store, WINDOW, SEOUL, timeout_s=15)
     later.join()
 
 
@@ -221,15 +225,15 @@ def test_windows_become_complete_again_once_a_topic_that_was_given_up_is_retired
         chains.write_progress(lake.store, claim)
     later = Window.at(WINDOW.end + 55 * MINUTE)
     # Nobody reads the old topic any more, and nobody can know that nothing more will come.
-    with pytest.raises(Incomplete, match="chain 1 partition 0"):
-        wait_until_complete(connection, lake.store, later, timeout_s=0)
+    with pytest.raises(Incomplete, match=r"chain 1 \(orderbook\) partition 0"):
+        wait_until_complete(connection, lake.store, later, SEOUL, timeout_s=0)
 
     def retire() -> None:
         retire_topic(lake.store, "orderbook", lambda: None, ms(WINDOW.end))
 
     soon = threading.Timer(0.5, retire)
     soon.start()
-    wait_until_complete(connection, lake.store, later, timeout_s=20)
+    wait_until_complete(connection, lake.store, later, SEOUL, timeout_s=20)
     soon.join()
     assert complete_until(connection) == WINDOW.end + 60 * MINUTE
     assert pipeline.value("SELECT count(*) FROM lake_file") == 1
@@ -248,7 +252,7 @@ def test_with_every_topic_retired_what_there_is_can_be_built(pipeline: Pipeline)
     lake, connection = pipeline.lake, pipeline.connection
     lake.commit([book()])
     retire_topic(lake.store, "orderbook", lambda: None, ms(WINDOW.start + MINUTE))
-    wait_until_complete(connection, lake.store, WINDOW, timeout_s=0)
+    wait_until_complete(connection, lake.store, WINDOW, SEOUL, timeout_s=0)
     assert complete_until(connection) == WINDOW.end
 
 

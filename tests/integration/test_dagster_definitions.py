@@ -79,7 +79,7 @@ def test_a_window_that_cannot_be_complete_fails_with_who_is_behind(world: World)
     result = world.run(KEYS[0])
     assert not result.success
     text = str(result.failure_data_for_node("raw_orderbook"))
-    assert "chain 1 partition 0: minutes_through 2025-02-02 07:08 UTC, reported" in text
+    assert "chain 1 (orderbook) partition 0: minutes_through 2025-02-02 16:08+0900, reported" in text
     assert "s ago" in text
 
 
