@@ -32,7 +32,8 @@ from cryptostream_dagster.local_stack import Options, Stack
 from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.window import Window
 from ingest_services.lake.chain import read_chains, read_progress
-from ingest_services.lake.store import ObjectStore, open_store
+from ingest_services.lake.store import ObjectStore
+from ingest_services.lake.stores import open_store
 from ingest_services.settings import load_settings
 from ingest_services.simulator.config import many_tickers
 

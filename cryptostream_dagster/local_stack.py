@@ -47,7 +47,7 @@ from cryptostream_dagster.local.view import View, banner, open_view
 from cryptostream_dagster.settings import PipelineSettings
 from ingest_services import config
 from ingest_services.errors import UserError
-from ingest_services.lake.store import open_store
+from ingest_services.lake.stores import open_store
 from ingest_services.settings import IngestSettings, load_settings
 from ingest_services.upbit.markets import ticker_of
 

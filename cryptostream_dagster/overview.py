@@ -31,7 +31,8 @@ from ingest_services import monitor
 from ingest_services.errors import UserError
 from ingest_services.lake.chain import ends_of, read_chains, read_progress
 from ingest_services.lake.layout import read_lake
-from ingest_services.lake.store import ObjectStore, open_store
+from ingest_services.lake.store import ObjectStore
+from ingest_services.lake.stores import open_store
 
 # A claim is made every minute; after five somebody is away.
 CLAIM_STALE = timedelta(minutes=5)

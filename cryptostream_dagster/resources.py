@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from cryptostream_dagster.settings import PipelineSettings
 from ingest_services.errors import UserError
 from ingest_services.lake.layout import read_lake
-from ingest_services.lake.store import ObjectStore, open_store
+from ingest_services.lake.store import ObjectStore
+from ingest_services.lake.stores import open_store
 
 if TYPE_CHECKING:
     import psycopg

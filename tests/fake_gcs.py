@@ -31,7 +31,7 @@ import pytest
 
 from cryptostream_dagster.local.ports import LOOPBACK, answers, free_port
 from ingest_services.lake.gcs import GcsStore
-from ingest_services.lake.store import open_store
+from ingest_services.lake.stores import open_store
 
 
 @dataclass

@@ -14,7 +14,8 @@ import orjson
 
 from ingest_services.lake import chain as chains
 from ingest_services.lake import layout, lines
-from ingest_services.lake.store import ObjectStore, open_store
+from ingest_services.lake.store import ObjectStore
+from ingest_services.lake.stores import open_store
 from ingest_services.record import Heartbeat, Span
 from ingest_services.upbit.frames import Book, read_frame
 from ingest_services.upbit.markets import market_of

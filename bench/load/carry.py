@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ingest_services.lake import chain as chains
 from ingest_services.lake import layout
-from ingest_services.lake.store import ObjectStore, open_store
+from ingest_services.lake.store import ObjectStore
+from ingest_services.lake.stores import open_store
 from ingest_services.producer.lane import connect_producer
 from ingest_services.record import BOOK, Envelope, headers_of
 from load.frames import Frames

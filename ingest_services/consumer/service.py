@@ -20,7 +20,7 @@ from ingest_services.consumer.carrier import Carrier
 from ingest_services.consumer.sink import Sink, Stopped
 from ingest_services.consumer.watch import Watch
 from ingest_services.lake import layout
-from ingest_services.lake.store import open_store
+from ingest_services.lake.stores import open_store
 from ingest_services.monitor import serve
 from ingest_services.settings import IngestSettings
 

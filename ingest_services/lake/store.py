@@ -1,6 +1,9 @@
 """Object stores behind one small interface: create if absent, get, list from a key, replace.
 
 Data, commits and chains are only ever created; `replace` exists for the progress objects alone.
+
+Belongs here: the interface, and the store in a folder. Does not belong here: other kinds of store (`gcs`),
+and which kind a URL means (`stores`): they know this module, it knows none of them.
 """
 
 from __future__ import annotations
@@ -202,35 +205,25 @@ def require_path(path: str) -> None:
         raise ValueError(f"{path!r} is not an object path")
 
 
-def open_store(url: str) -> ObjectStore:
-    """Open the store at a URL (`RAW_URL`).
+def open_folder(url: str) -> FolderStore:
+    """Open the store in a folder of this machine, which is made if it is not there.
 
     Args:
-        url: `file:///folder` or `gs://bucket/prefix`.
+        url: `file:///folder`, with an absolute path.
 
     Raises:
-        UserError: If the URL is of no kind that is known, or the store there cannot be used.
+        UserError: If the folder cannot be made or written.
     """
-    parts = urlsplit(url)
-    if parts.scheme == "gs":
-        # Google's library takes a second to load; who has a folder need not wait for it.
-        from ingest_services.lake.gcs import open_gcs
-
-        return open_gcs(url)
-    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
-        root = Path(unquote(parts.path))
-        try:
-            _make_root(root)
-        except OSError as error:
-            raise UserError(
-                f"RAW_URL={url}: the folder cannot be made ({error.strerror}: {error.filename})"
-            ) from error
-        if not os.access(root, os.W_OK | os.X_OK):
-            raise UserError(
-                f"RAW_URL={url}: the folder cannot be written; change its owner or choose another"
-            )
-        return FolderStore(root)
-    raise UserError(f"RAW_URL={url}: must be file:///folder with an absolute path, or gs://bucket/prefix")
+    root = Path(unquote(urlsplit(url).path))
+    try:
+        _make_root(root)
+    except OSError as error:
+        raise UserError(
+            f"RAW_URL={url}: the folder cannot be made ({error.strerror}: {error.filename})"
+        ) from error
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise UserError(f"RAW_URL={url}: the folder cannot be written; change its owner or choose another")
+    return FolderStore(root)
 
 
 def _make_root(root: Path) -> None:

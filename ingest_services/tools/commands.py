@@ -27,14 +27,14 @@ def audit(
 
     from ingest_services import settings
     from ingest_services.lake import audit as audits
-    from ingest_services.lake import store
+    from ingest_services.lake.stores import open_store
     from ingest_services.tools import show
     from ingest_services.tools.broker import ask_logs
 
     ours = settings.load_settings(settings.IngestSettings)
     since_ms = None if since is None else _read_instant("--since", since, ours.zone)
     report = audits.audit(
-        store.open_store(ours.raw_url),
+        open_store(ours.raw_url),
         audits.Scope(since_ms, chain, deep),
         (lambda topics: ask_logs(ours.kafka_bootstrap, topics)) if broker else None,
     )
@@ -54,7 +54,8 @@ def gc(
 
     from ingest_services import settings
     from ingest_services.lake import layout, orphans
-    from ingest_services.lake.store import DeletableStore, open_store
+    from ingest_services.lake.store import DeletableStore
+    from ingest_services.lake.stores import open_store
     from ingest_services.tools import show
 
     ours = settings.load_settings(settings.IngestSettings)
@@ -90,7 +91,7 @@ def replay(
 ) -> None:
     """Publish what was committed once more, or write it to a file that the simulator plays."""
     from ingest_services import settings
-    from ingest_services.lake.store import open_store
+    from ingest_services.lake.stores import open_store
     from ingest_services.tools import replay as replays
     from ingest_services.upbit.markets import market_of, ticker_of
 
@@ -128,7 +129,7 @@ def retire(
     """Close a topic for good: windows no longer wait for it (its producers and consumers are stopped)."""
     from ingest_services import settings
     from ingest_services.lake.audit import BrokerLog
-    from ingest_services.lake.store import open_store
+    from ingest_services.lake.stores import open_store
     from ingest_services.tools import retire as retirements
     from ingest_services.tools.broker import ask_logs
 

@@ -17,7 +17,8 @@ from cryptostream_dagster.catalog.sync import sync
 from cryptostream_dagster.rebuild import CATALOG, Rebuilt
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.window import Window
-from ingest_services.lake.store import DeletableStore, open_store
+from ingest_services.lake.store import DeletableStore
+from ingest_services.lake.stores import open_store
 from tests.fake_gcs import FakeGcs
 from tests.lake_builder import LakeBuilder, Row, covered_minutes, frame, instant
 from tests.pipeline import Pipeline, open_pipeline, pipeline_settings

@@ -31,7 +31,7 @@ from cryptostream_dagster.local.view import PlainView
 from cryptostream_dagster.local_stack import Options, Stack
 from ingest_services.lake import chain as chains
 from ingest_services.lake.lines import decompress
-from ingest_services.lake.store import open_store
+from ingest_services.lake.stores import open_store
 from tests.stack import TICKERS, LocalStack, clean_environment, until
 
 CANDLES_WITHIN_S = 60

@@ -34,8 +34,8 @@ from ingest_services.lake.store import (
     ObjectExists,
     ObjectMissing,
     ObjectStore,
-    open_store,
 )
+from ingest_services.lake.stores import open_store
 from tests.fake_gcs import FakeGcs, Proxy, Request, open_gcs_store, running_proxy, uploads
 
 NewStore = Callable[[], ObjectStore]
@@ -443,7 +443,7 @@ def test_no_credentials_are_one_clear_line(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "from ingest_services.lake.store import open_store; open_store('gs://bucket/raw')",
+            "from ingest_services.lake.stores import open_store; open_store('gs://bucket/raw')",
         ],
         env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "NO_GCE_CHECK": "true"},
         capture_output=True,
@@ -459,7 +459,7 @@ def test_who_has_a_folder_does_not_load_googles_library() -> None:
     code = (
         "import sys, ingest_services.commands\n"
         "import ingest_services.consumer.service, ingest_services.producer.service\n"
-        "from ingest_services.lake.store import open_store\n"
+        "from ingest_services.lake.stores import open_store\n"
         "open_store('file:///tmp')\n"
         "print([name for name in sys.modules if name.startswith('google')])"
     )

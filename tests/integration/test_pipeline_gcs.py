@@ -17,7 +17,7 @@ from cryptostream_dagster.transforms.raw import RawObject, read_lines
 from cryptostream_dagster.transforms.storage import ObjectGone, open_storage
 from cryptostream_dagster.window import Window
 from ingest_services.errors import UserError
-from ingest_services.lake.store import open_store
+from ingest_services.lake.stores import open_store
 from tests.fake_gcs import FakeGcs, running_proxy, uploads
 from tests.lake_builder import LakeBuilder, Row, frame, instant, ms
 from tests.pipeline import pipeline_settings

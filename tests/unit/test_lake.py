@@ -21,7 +21,8 @@ from ingest_services.lake import layout, lines
 from ingest_services.lake import store as store_module
 from ingest_services.lake.chain import Chain, Commit, Fenced, Progress
 from ingest_services.lake.coverage import covered_intervals, covered_us, merge, read_heartbeats, subtract
-from ingest_services.lake.store import FolderStore, ObjectExists, ObjectMissing, open_store
+from ingest_services.lake.store import FolderStore, ObjectExists, ObjectMissing
+from ingest_services.lake.stores import open_store
 from ingest_services.record import Heartbeat, Span
 
 SEOUL = ZoneInfo("Asia/Seoul")
