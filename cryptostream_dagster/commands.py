@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from ingest_services.commands import WaitS
+
 HistoryMinutes = Annotated[
     int, typer.Option(min=0, max=1440, help="Minutes of back-dated simulated books for an empty lake.")
 ]
@@ -60,14 +62,20 @@ def demo(
     raise typer.Exit(run(history_minutes, live_windows=live_windows, keep=keep))
 
 
-def migrate() -> None:
+def migrate(wait_s: WaitS = 0) -> None:
     """Create or upgrade the warehouse's tables, and make their next partitions."""
     from cryptostream_dagster.settings import PipelineSettings
     from cryptostream_dagster.warehouse import connection, schema
+    from ingest_services.backoff import keep_trying
     from ingest_services.settings import load_settings
 
     settings = load_settings(PipelineSettings)
-    with connection.connect(settings) as warehouse:
+    with keep_trying(
+        lambda: connection.connect(settings),
+        connection.Unreachable,
+        wait_s,
+        lambda line: typer.echo(line, err=True),
+    ) as warehouse:
         applied = schema.migrate(warehouse)
         schema.claim_database(warehouse, settings.source, settings.market_time_zone)
         made = schema.make_partitions_ahead(warehouse, settings.zone)

@@ -9,6 +9,9 @@ import typer
 
 Sections = Annotated[list[str] | None, typer.Argument(help="Sections to run, as the .conf file names them.")]
 Everything = Annotated[bool, typer.Option("--all", help="Run every section of the file.")]
+WaitS = Annotated[
+    float, typer.Option("--wait", min=0, help="Seconds to go on trying while the servers are not there yet.")
+]
 MetricsPort = Annotated[
     int | None,
     typer.Option(min=1, max=65535, help="Serve /metrics and /health on this port (of METRICS_HOST)."),
@@ -51,14 +54,19 @@ def buckets(
         typer.echo(f"{url}: {'created its bucket' if create_bucket(url) else 'its bucket is there'}")
 
 
-def topic() -> None:
+def topic(wait_s: WaitS = 0) -> None:
     """Create the topics with exactly the partitions that producer.conf names."""
-    from ingest_services import config, kafka, settings
+    from ingest_services import backoff, config, kafka, settings
 
     ours = settings.load_settings(settings.IngestSettings)
     partitions = config.partitions_of(config.read_producers(ours.producer_conf))
     config.require_consumers(partitions, config.read_consumers(ours.consumer_conf), ours.consumer_conf)
-    kafka.create_topics(ours.kafka_bootstrap, partitions)
+    backoff.keep_trying(
+        lambda: kafka.create_topics(ours.kafka_bootstrap, partitions),
+        kafka.Unreachable,
+        wait_s,
+        lambda line: typer.echo(line, err=True),
+    )
     for name, count in partitions.items():
         typer.echo(f"topic {name}: {count} partitions")
 

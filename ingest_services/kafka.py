@@ -24,6 +24,7 @@ RECONNECT_BACKOFF_MAX_MS = 1000
 REQUEST_TIMEOUT_MS = 10_000
 
 _TOPIC_ALREADY_EXISTS = 36
+_TOO_FEW_BROKERS = 38
 
 ClientT = TypeVar("ClientT")
 
@@ -33,7 +34,7 @@ class TopicMissing(UserError):  # noqa: N818 (named after what it says)
 
 
 class Unreachable(UserError):  # noqa: N818 (named after what it says)
-    """No broker answers. That may pass; every other `UserError` here needs a person."""
+    """No broker answers, or too few are there. That may pass; every other `UserError` here needs a person."""
 
 
 def client_config(bootstrap: str) -> dict[str, Any]:
@@ -136,7 +137,8 @@ def create_topics(bootstrap: str, partitions: Mapping[str, int]) -> None:
         partitions: How many partitions each topic has.
 
     Raises:
-        UserError: If no broker answers, a topic cannot be created, or one exists with another count.
+        Unreachable: If no broker answers, or fewer than a topic has replicas: a cluster that comes up.
+        UserError: If a topic cannot be created, or one exists with another count.
     """
     with open_admin(bootstrap) as admin:
         try:
@@ -146,6 +148,11 @@ def create_topics(bootstrap: str, partitions: Mapping[str, int]) -> None:
                 raise_errors=False,
             )
             for result in answer["topics"]:
+                if result["error_code"] == _TOO_FEW_BROKERS:
+                    raise Unreachable(
+                        f"topic {result['name']}: KAFKA_BOOTSTRAP={bootstrap} has fewer brokers than a topic "
+                        f"has replicas ({result['error_message']}); are they all running?"
+                    )
                 if result["error_code"] not in (0, _TOPIC_ALREADY_EXISTS):
                     raise UserError(
                         f"topic {result['name']}: cannot be created on KAFKA_BOOTSTRAP={bootstrap} "

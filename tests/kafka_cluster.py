@@ -329,14 +329,20 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(folder: Path, configuration: str = PROPERTIES) -> Iterator[Cluster]:
-    """Run a cluster for the length of a `with` block; `configuration` as for `Cluster.prepare`."""
+def running_cluster(
+    folder: Path, configuration: str = PROPERTIES, nodes: Sequence[int] = NODES
+) -> Iterator[Cluster]:
+    """Run a cluster for the length of a `with` block; `configuration` as for `Cluster.prepare`.
+
+    Not whole, and not waited for, if `nodes` are some of its nodes only.
+    """
     cluster = Cluster(require_jars())
     try:
         cluster.prepare(folder, configuration)
-        for number in NODES:
+        for number in nodes:
             cluster.start(number)
-        cluster.wait_whole()
+        if tuple(nodes) == NODES:
+            cluster.wait_whole()
         yield cluster
     finally:
         cluster.stop()

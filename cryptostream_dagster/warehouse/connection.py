@@ -22,6 +22,10 @@ LOCK_TIMEOUT_S = 120
 STUCK_S = 600
 
 
+class Unreachable(UserError):  # noqa: N818 (named after what it says)
+    """The server does not let us in. That may pass, where it is being started; or a person is needed."""
+
+
 class Lock(IntEnum):
     """First half of an advisory lock's key; the second is the window's number, the day's, or 0."""
 
@@ -37,7 +41,8 @@ def connect(settings: PipelineSettings) -> psycopg.Connection:
     """Connect to the warehouse: in UTC, every statement on its own unless inside `connection.transaction()`.
 
     Raises:
-        UserError: If settings are missing or the server cannot be reached.
+        Unreachable: If the server cannot be reached, or does not let us in.
+        UserError: If settings are missing.
     """
     if settings.missing:
         raise UserError(settings.missing)
@@ -57,7 +62,7 @@ def connect(settings: PipelineSettings) -> psycopg.Connection:
             tcp_user_timeout=30_000,
         )
     except psycopg.OperationalError as error:
-        raise UserError(
+        raise Unreachable(
             f"Postgres at {settings.postgres_host}:{settings.postgres_port} (POSTGRES_HOST, POSTGRES_PORT) "
             f"does not let {settings.postgres_user} into {settings.postgres_db}: "
             f"{' '.join(str(error).split())}"

@@ -121,6 +121,7 @@ class SectionStats:
         topic_problem: Why Kafka, which answers, cannot take the section's records; empty if nothing is known.
         spooling: Whether records go to disk now.
         spool_bytes: What the spool holds.
+        spool_limit_bytes: What it may hold.
         spool_records: Records in it; of what another process left, those that were read so far.
         spool_oldest_us: When its oldest record was received, µs since the epoch, to a segment; 0 if none.
         spool_damaged_bytes: What of the spool could not be read.
@@ -162,6 +163,7 @@ class SectionStats:
     topic_problem: str = ""
     spooling: bool = False
     spool_bytes: int = 0
+    spool_limit_bytes: int = 0
     spool_records: int = 0
     spool_oldest_us: int = 0
     spool_damaged_bytes: int = 0
@@ -370,6 +372,7 @@ FAMILIES: tuple[Family | Distribution, ...] = (
     _tells("spooling", "1 while records go to disk."),
     _counts("spooled", "Records that were kept on disk because Kafka could not take them."),
     _tells("spool_bytes", "Bytes that wait on disk."),
+    _tells("spool_limit_bytes", "Bytes that may wait on disk."),
     _tells("spool_records", "Records that wait on disk; of what another process left, those read so far."),
     _ages(
         "spool_oldest_us",

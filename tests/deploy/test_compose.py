@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
+from cryptostream_dagster.settings import PipelineSettings
+from ingest_services.consumer import service as consumer
+from ingest_services.producer import service as producer
+from ingest_services.settings import IngestSettings
 from tests.deploy.compose import DOCKER, NODE_SETTINGS, ROOT, compose, image, published, resolve
 
 FILES = ("compose.yaml", "compose.kafka.yaml", "compose.pipeline.yaml", "compose.dagster.yaml")
 EXAMPLE = DOCKER / "env.example"
-JOBS = {"buckets", "topic", "migrate"}
+JOBS = {"buckets", "topic", "databases", "migrate"}
 
 
+@cache
 def meaning(name: str) -> dict[str, dict[str, object]]:
     if name == "compose.yaml":
         return resolve(name, EXAMPLE)  # type: ignore[return-value]
@@ -28,16 +35,16 @@ def test_every_service_has_limits_rotated_logs_and_a_health_check(name: str) -> 
     services = meaning(name)["services"]
     for service, given in services.items():
         said = f"{name}: {service}"
-        assert given["logging"]["options"]["max-size"], said
+        assert given["logging"]["options"].keys() == {"max-size", "max-file"}, said
+        assert given["deploy"]["resources"]["limits"].keys() == {"cpus", "memory"}, said
         assert "no-new-privileges:true" in given["security_opt"], said
         assert "privileged" not in given, said
         if service in JOBS:
             assert given["restart"] == "on-failure:5", said
             continue
         assert given["restart"] == "unless-stopped", said
-        assert service in {"kafka-ui", "dagster-code"} or given["healthcheck"]["test"], said
-        if service != "gcs":
-            assert given["deploy"]["resources"]["limits"]["memory"], said
+        # Dagster's code location has the image's own.
+        assert service == "dagster-code" or given["healthcheck"]["test"], said
     assert image("dagster")["health"][:2] == ["dagster", "api"]
 
 
@@ -75,6 +82,9 @@ def test_services_wait_for_what_they_need() -> None:
     services = meaning("compose.yaml")["services"]
     wanted = {
         "topic": {"kafka": "service_healthy"},
+        "databases": {"postgres": "service_healthy"},
+        "migrate": {"databases": "service_completed_successfully"},
+        "grafana": {"databases": "service_completed_successfully", "prometheus": "service_healthy"},
         "producer": {"topic": "service_completed_successfully"},
         "consumer": {
             "topic": "service_completed_successfully",
@@ -107,7 +117,16 @@ def test_replicas_instead_of_numbered_services(tmp_path: Path) -> None:
     assert services["producer"]["deploy"]["replicas"] == 2
     assert services["consumer"]["deploy"]["replicas"] == 3
     # Two producers may share the volume of the spool: each has a folder of its own in it.
-    assert not any(published(services[name]) for name in ("producer", "consumer"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_replicas_never_want_the_same_port_or_name(name: str) -> None:
+    settings = {**NODE_SETTINGS, "PRODUCERS": "2", "CONSUMERS": "2"}
+    for service, given in resolve(name, None, settings)["services"].items():
+        assert "container_name" not in given, service
+        if given["deploy"].get("replicas", 1) > 1:
+            assert not published(given), service
+            assert "network_mode" not in given, service
 
 
 def test_a_broker_of_three_replicates_to_all_and_acknowledges_with_two() -> None:
@@ -170,3 +189,97 @@ def test_both_images_run_as_nobody_special_and_without_a_compiler() -> None:
     assert "apt-get" not in runtime
     assert "pip install" not in runtime
     assert shutil.which("sh")
+
+
+def test_every_setting_of_the_table_reaches_the_containers(tmp_path: Path) -> None:
+    # What a container fixes: where its files are, and that it is reached from outside.
+    fixed = {
+        "METRICS_HOST": "0.0.0.0",
+        "SPOOL_DIR": "/var/lib/cryptostream/spool",
+        "PRODUCER_CONF": "/etc/cryptostream/producer.conf",
+        "CONSUMER_CONF": "/etc/cryptostream/consumer.conf",
+        "POSTGRES_PASSWORD": None,  # a file
+        "POSTGRES_PORT": None,  # the postgres service's
+    }
+    names = [name.upper() for name in PipelineSettings.model_fields]
+    own = tmp_path / "env"
+    own.write_text("".join(f"{name}=./said-{name}\n" for name in names))
+    services = resolve("compose.yaml", own)["services"]
+    ingest = {name.upper() for name in IngestSettings.model_fields}
+    # Each by the service that acts on it; what both halves act on, by both.
+    producers = {"UPBIT_WS_URL", "UPBIT_REST_URL", "DEPTH", "SPOOL_DIR", "SPOOL_MAX_MB"}
+    consumers = {"RAW_URL", "COMPRESSION", "LATENESS_S", "MEMORY_BUDGET_MB"}
+    dagster = {"UPBIT_REST_URL", "DEPTH", "RAW_URL", "LATENESS_S", "MARKET_TIME_ZONE", "SOURCE"}
+    wanted = {
+        "producer": ingest - consumers,
+        "consumer": ingest - producers,
+        "dagster-code": set(names) - ingest | dagster,
+    }
+    assert set().union(*wanted.values()) == set(names)
+    for service, settings in wanted.items():
+        given = services[service]["environment"]
+        for name in settings:
+            assert given.get(name) == fixed.get(name, f"./said-{name}"), f"{service}: {name}"
+
+
+def test_what_is_not_said_is_left_to_the_program(tmp_path: Path) -> None:
+    own = tmp_path / "env"
+    own.write_text("RAW_URL=gs://r/o\nPARQUET_URL=gs://p/o\n")
+    given = resolve("compose.yaml", own)["services"]["dagster-code"]["environment"]
+    environment = {name: value for name, value in given.items() if value is not None}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PipelineSettings.model_fields:
+            patch.delenv(name.upper(), raising=False)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        settings = PipelineSettings(_env_file=None)
+    for name, field in PipelineSettings.model_fields.items():
+        if name.upper() not in {*environment, "POSTGRES_PASSWORD"}:
+            assert getattr(settings, name) == field.default, name
+    assert settings.lateness_s == 5.0
+    assert settings.daily_root == "gs://p/o-daily"
+
+
+def test_who_drains_is_given_the_time_for_it() -> None:
+    for name in ("compose.yaml", "compose.pipeline.yaml"):
+        services = meaning(name)["services"]
+        for service, end_s in (("producer", producer.END_S), ("consumer", consumer.END_S)):
+            assert float(str(services[service]["stop_grace_period"]).removesuffix("s")) > end_s, service
+
+
+def test_kafka_is_the_one_that_the_tests_run() -> None:
+    pom = (ROOT / "tests" / "kafka" / "pom.xml").read_text()
+    version = re.search(r"<artifactId>kafka_[\d.]+</artifactId>\s*<version>([\d.]+)</version>", pom)
+    assert version
+    assert meaning("compose.kafka.yaml")["services"]["kafka"]["image"] == f"apache/kafka:{version[1]}"
+
+
+def test_machines_wait_for_those_that_come_up_later() -> None:
+    assert "--wait" in meaning("compose.pipeline.yaml")["services"]["topic"]["command"]
+    assert "--wait" in meaning("compose.dagster.yaml")["services"]["migrate"]["command"]
+    # On one machine they are healthy already: what does not work is said at once.
+    services = meaning("compose.yaml")["services"]
+    assert not {"--wait"} & {*services["topic"]["command"], *services["migrate"]["command"]}
+
+
+@pytest.mark.parametrize("empty", [0, 1, 2])
+def test_grafana_does_not_start_with_an_empty_password(tmp_path: Path, empty: int) -> None:
+    entrypoint = meaning("compose.yaml")["services"]["grafana"]["entrypoint"]
+    script, *secrets, end, program = entrypoint[1:]
+    assert script.endswith("/require-secrets.sh")
+    assert end == "--"
+    assert program == "/run.sh"
+    own = []
+    for number, secret in enumerate(secrets, start=1):
+        path = tmp_path / Path(secret).name
+        path.write_text("\n" if number == empty else "something\n")
+        own.append(str(path))
+    command = ["sh", str(DOCKER / "grafana" / "require-secrets.sh"), *own, "--", "echo", "started"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if empty:
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert f"write the password into docker/secrets/{Path(own[empty - 1]).name}" in done.stderr
+        assert not done.stdout
+    else:
+        assert (done.returncode, done.stdout) == (0, "started\n")

@@ -77,12 +77,11 @@ def exchange() -> Iterator[int]:
 
 @pytest.fixture
 def dagster_database(database: TestDatabase) -> Iterator[str]:
+    """The name of a database that a test's containers make."""
     name = f"dagster_{uuid.uuid4().hex[:8]}"
-    with psycopg.connect(database.dsn, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type]
     yield name
     with psycopg.connect(database.dsn, autocommit=True) as connection:
-        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[arg-type]
+        connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -102,6 +101,7 @@ def containers(
         f"PRODUCER_CONF={tmp_path / 'producer.conf'}\nCONSUMER_CONF={tmp_path / 'consumer.conf'}\n"
     )
     (tmp_path / "secret").write_text(database.password or "none")
+    (tmp_path / "reader").write_text("it's only for reading\n")
     for folder in ("spool", "logs", "scratch", "dagster"):
         (tmp_path / "var" / folder).mkdir(parents=True)
     words = {old: str(free_port()) for old in ("9101", "9102", "4000", "3000")} | {
@@ -114,12 +114,14 @@ def containers(
             "/etc/cryptostream/producer.conf": str(tmp_path / "producer.conf"),
             "/etc/cryptostream/consumer.conf": str(tmp_path / "consumer.conf"),
             "/run/secrets/postgres_password": str(tmp_path / "secret"),
+            "/run/secrets/grafana_reader_password": str(tmp_path / "reader"),
+            "/etc/cryptostream/create-databases.sh": str(DOCKER / "postgres" / "create-databases.sh"),
             "/var/lib/cryptostream": str(tmp_path / "var"),
             "0.0.0.0": LOOPBACK,
             "127.0.0.1:3000": f"{LOOPBACK}:{words['3000']}",
         }
         services = resolve("compose.yaml", env_file)["services"]
-        for name in ("POSTGRES_HOST", "DAGSTER_CODE_HOST"):
+        for name in ("POSTGRES_HOST", "PGHOST", "DAGSTER_CODE_HOST"):
             for given in services.values():
                 if name in (given.get("environment") or {}):
                     given["environment"][name] = LOOPBACK
@@ -130,7 +132,10 @@ def containers(
             (tmp_path / "var" / "dagster" / name).write_text(
                 text.replace("/var/lib/cryptostream", str(tmp_path / "var"))
             )
-        extra = {"POSTGRES_PORT": str(database.port), "SENSOR_INTERVAL_S": "2", "SETTLE_S": "2"}
+        extra = {
+            **dict.fromkeys(("POSTGRES_PORT", "PGPORT"), str(database.port)),
+            **dict.fromkeys(("SENSOR_INTERVAL_S", "SETTLE_S"), "2"),
+        }
         ours = Containers(services, replace, OUTSIDE, tmp_path, words, extra)
         with running(ours):
             yield ours
