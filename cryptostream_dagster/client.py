@@ -105,8 +105,7 @@ class Client:
             end: End, exclusive.
             freq: `5min`; or `1h` or `1d`: hours and days of the market's clock, with the number of `windows`
                 that had a book.
-            asof: What was known at that moment: the candles that this would have returned then. Only
-                `coverage_ratio` is today's; it is not versioned.
+            asof: What was known at that moment: the candles that this would have returned then.
             filled: A row for every built window from the ticker's first candle on. One without a book has the
                 last price before it, and says so: `carried_forward`, `carried_from`.
             exact: `Decimal`, digit for digit as stored, instead of float64.

@@ -66,7 +66,6 @@ def write_candles(
     connection.execute(load_sql(_PACKAGE, "fresh_candles"), arguments)
     superseded = connection.execute(load_sql(_PACKAGE, "supersede"), arguments).rowcount
     inserted = connection.execute(load_sql(_PACKAGE, "insert_fresh"), arguments).rowcount
-    connection.execute(load_sql(_PACKAGE, "update_coverage"), arguments)
     connection.execute(load_sql(_PACKAGE, "count_books"), arguments)
     connection.execute(load_sql(_PACKAGE, "note_tickers"), arguments)
     followers = connection.execute(load_sql(_PACKAGE, "supersede_followers"), arguments).rowcount

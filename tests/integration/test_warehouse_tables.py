@@ -153,11 +153,16 @@ def test_what_was_known_at_any_instant_can_be_asked_later(pipeline: Pipeline) ->
     look()
     pipeline.build(first)
     look()
+    # Who listened is told late.
+    pipeline.lake.commit(heartbeats=covered_minutes(minutes(0), 3, "BTC", "ETH"))
+    pipeline.build(first)
+    look()
+    assert set(pipeline.query("SELECT coverage_ratio FROM ohlc_5m_ticker")) == {(0.6,), (None,)}
     # A candle that is withdrawn: its window turns out to have no book.
     pipeline.query("UPDATE lake_file SET minute = minute - interval '1 day' WHERE ticker = 'ETH' RETURNING 1")
     pipeline.build(second)
     look()
-    assert [len(table) for _, table in moments] == [0, 1, 2, 3, 3, 2]
+    assert [len(table) for _, table in moments] == [0, 1, 2, 3, 3, 3, 2]
     for at, table in moments:
         known = pipeline.query(
             f"SELECT {COLUMNS} FROM ohlc_5m_known WHERE valid_from <= %s AND coalesce(%s < valid_to, true) "

@@ -1,5 +1,5 @@
 -- What a reader would have been given at that moment: candles that were there then and still are, and those that
--- were superseded since. Coverage is not versioned: the ratio is the one that was last written.
+-- were superseded since.
 SELECT
     event_time, open_price, high_price, low_price, close_price, prev_close_price, twap_price, book_count,
     first_book_at, last_book_at, mean_spread_bps, coverage_ratio, version, built_at

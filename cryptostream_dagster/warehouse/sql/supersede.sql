@@ -1,4 +1,5 @@
--- Candles that are not what they should be leave the table for the history. Coverage alone supersedes nothing.
+-- Candles that are not what they should be leave the table for the history; what is known of their coverage is part
+-- of them, because people choose candles by it.
 WITH gone AS (
     DELETE FROM ohlc_5m_ticker AS o
     WHERE o.event_time = %(start)s AND o.event_date = %(event_date)s AND NOT EXISTS (
@@ -6,10 +7,10 @@ WITH gone AS (
         WHERE f.ticker = o.ticker
         AND (
             f.market, f.open_price, f.high_price, f.low_price, f.close_price, f.prev_close_price, f.twap_price,
-            f.book_count, f.first_book_at, f.last_book_at, f.mean_spread_bps, f.quoted_ms
+            f.book_count, f.first_book_at, f.last_book_at, f.mean_spread_bps, f.coverage_ratio, f.quoted_ms
         ) IS NOT DISTINCT FROM (
             o.market, o.open_price, o.high_price, o.low_price, o.close_price, o.prev_close_price, o.twap_price,
-            o.book_count, o.first_book_at, o.last_book_at, o.mean_spread_bps, o.quoted_ms
+            o.book_count, o.first_book_at, o.last_book_at, o.mean_spread_bps, o.coverage_ratio, o.quoted_ms
         )
     )
     RETURNING o.*
