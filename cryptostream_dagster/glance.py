@@ -26,7 +26,7 @@ _DAY_AT_LEAST = timedelta(hours=2)
 
 
 def pictures(connection: psycopg.Connection, window: Window, settings: PipelineSettings) -> dict[str, str]:
-    """Return pictures as markdown, by name: `day` and `window`; nothing if there is no candle.
+    """Return pictures as markdown: `picture_of_day` and `picture_of_window`; none if there is no candle.
 
     Args:
         connection: To the warehouse; the window's candles are there.
@@ -48,14 +48,14 @@ def pictures(connection: psycopg.Connection, window: Window, settings: PipelineS
         # The day so far, and not all of it: in the morning that would be a corner of an empty picture.
         start = min(bars[0].start, window.end - _DAY_AT_LEAST)
         title = whose.format(f"5-minute candles of the mid, {day:%Y-%m-%d}")
-        found["day"] = as_markdown(
+        found["picture_of_day"] = as_markdown(
             day_picture(title, bars, start, window.end, WINDOW, zone), f"{ticker}, the day so far"
         )
     path = parquet_path(ticker, window, zone)
     if quotes := quotes_of(open_storage("PARQUET_URL", settings.parquet_url), path, window):
         title = whose.format(f"best ask (red) and best bid (blue), {window.label(zone)}")
         svg = window_picture(title, quotes, window.start, window.end, zone)
-        found["window"] = as_markdown(svg, f"{ticker}, the window")
+        found["picture_of_window"] = as_markdown(svg, f"{ticker}, the window")
     return found
 
 

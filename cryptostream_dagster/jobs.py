@@ -18,6 +18,8 @@ JOB = "build_windows"
 DAILY_JOB = "build_days"
 
 KIND_TAG = "cryptostream/kind"
+# The list of runs shows this one beside the kind; of Dagster's own tags of a range it shows none.
+WINDOWS_TAG = "cryptostream/windows"
 LIVE = "live"
 RECONCILE = "reconcile"
 BACKFILL = "backfill"
@@ -84,4 +86,5 @@ def request_run(kind: str, run_key: str, first: str, last: str) -> RunRequest:
     }
     if first == last:
         return RunRequest(run_key, partition_key=first, tags=tags)
-    return RunRequest(run_key, tags={**tags, RANGE_START_TAG: first, RANGE_END_TAG: last})
+    tags |= {WINDOWS_TAG: f"{first} to {last}", RANGE_START_TAG: first, RANGE_END_TAG: last}
+    return RunRequest(run_key, tags=tags)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.sql import load_sql
-from cryptostream_dagster.transforms.contents import Footer, outside, read_footers, undeclared
+from cryptostream_dagster.transforms.contents import Footer, miscounted, outside, read_footers, undeclared
 from cryptostream_dagster.transforms.schema import CANDLE_COLUMNS, FEATURE_COLUMNS, Column
 from cryptostream_dagster.transforms.storage import Storage, open_storage
 from cryptostream_dagster.warehouse.declared import undeclared_rows
@@ -46,22 +46,26 @@ class Ground:
 
     connection: psycopg.Connection
     settings: PipelineSettings
-    _footers: tuple[Window, list[Footer]] | None = field(default=None, init=False)
+    _footers: tuple[Window, list[Footer], dict[str, int]] | None = field(default=None, init=False)
 
     @property
     def parquet(self) -> Storage:
         """Where the Parquet is."""
         return open_storage("PARQUET_URL", self.settings.parquet_url)
 
-    def footers(self, window: Window) -> list[Footer]:
-        """Return the footers of a window's Parquet; two questions in a row read them once."""
+    def footers(self, window: Window) -> tuple[list[Footer], dict[str, int]]:
+        """Return the footers of a window's Parquet, and the rows that were written, by path.
+
+        Three questions in a row read them once.
+        """
         if self._footers is None or self._footers[0] != window:
-            paths = self.connection.execute(
-                "SELECT path FROM parquet_file WHERE window_start = %s AND path <> '' ORDER BY path",
+            rows = self.connection.execute(
+                "SELECT path, rows FROM parquet_file WHERE window_start = %s AND path <> '' ORDER BY path",
                 (window.start,),
             )
-            self._footers = window, read_footers(self.parquet, [path for (path,) in paths])
-        return self._footers[1]
+            written: dict[str, int] = dict(rows.fetchall())
+            self._footers = window, read_footers(self.parquet, list(written)), written
+        return self._footers[1:]
 
 
 Ask = Callable[[Ground, Window], Answer]
@@ -83,12 +87,20 @@ def _rows_as_declared(table: str, columns: Sequence[Column]) -> Ask:
     return lambda ground, window: _list(undeclared_rows(ground.connection, table, columns, window))
 
 
+def _rows_add_up(ground: Ground, window: Window) -> Answer:
+    """Ask the accounts, and whether the objects hold what the accounts say."""
+    accounts = _query("rows_add_up")(ground, window)
+    objects = miscounted(*ground.footers(window))
+    said = [*([accounts.detail] if accounts.detail else []), *objects]
+    return Answer(accounts.violations + len(objects), _short("; ".join(said) or None))
+
+
 def _parquet_as_declared(ground: Ground, window: Window) -> Answer:
-    return _list(undeclared(ground.footers(window)))
+    return _list(undeclared(ground.footers(window)[0]))
 
 
 def _parquet_in_window(ground: Ground, window: Window) -> Answer:
-    return _list(outside(ground.parquet, ground.footers(window), window))
+    return _list(outside(ground.parquet, ground.footers(window)[0], window))
 
 
 def _list(found: Sequence[str]) -> Answer:
@@ -147,8 +159,8 @@ QUESTIONS = (
     Question(
         "orderbook_parquet",
         "rows_add_up",
-        "Sealed rows = written + duplicates + quarantined.",
-        _query("rows_add_up"),
+        "Sealed rows = written + duplicates + quarantined, and the objects hold what was written.",
+        _rows_add_up,
     ),
     Question("orderbook_parquet", "as_declared", _DECLARED, _parquet_as_declared),
     Question(

@@ -1,12 +1,13 @@
 """What Parquet objects hold, as their footers tell it: a few kilobytes an object, whatever its rows.
 
-Belongs here: whether the objects of a window are what `schema.py` declares, and whether their times are the
-window's. Does not belong here: whether they are all there and add up (the warehouse knows).
+Belongs here: whether the objects of a window are what `schema.py` declares and have the rows that were
+written, and whether their times are the window's. Does not belong here: what was written, which the warehouse
+knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -68,6 +69,23 @@ def undeclared(footers: Sequence[Footer]) -> list[str]:
         faults = [footer.fault] if footer.metadata is None else _faults(footer.metadata)
         if faults:
             found.append(f"{_name(footer.path)}: {', '.join(faults)}")
+    return found
+
+
+def miscounted(footers: Sequence[Footer], written: Mapping[str, int]) -> list[str]:
+    """Return the objects that do not hold the rows that were written, a sentence each.
+
+    Args:
+        footers: Of the objects.
+        written: Rows by path.
+    """
+    found = []
+    for footer in footers:
+        name, expected = _name(footer.path), written[footer.path]
+        if footer.metadata is None:
+            found.append(f"{name}: {footer.fault}")
+        elif footer.metadata.num_rows != expected:
+            found.append(f"{name}: holds {footer.metadata.num_rows} rows, {expected} were written")
     return found
 
 

@@ -124,13 +124,14 @@ def test_a_window_shows_pictures_in_its_metadata(local_stack: LocalStack, page: 
     expect(page.get_by_text("busiest_tickers")).to_be_visible()
     shown = page.get_by_text("[Show Markdown]")
     expect(shown).to_have_count(2)
-    for number, name in enumerate(("day", "window")):
+    for number, name in enumerate(("picture_of_day", "picture_of_window")):
+        expect(page.get_by_text(name)).to_be_visible()
         shown.nth(number).click()
         picture = page.locator('img[src^="data:image/svg+xml,"]')
         expect(picture).to_be_visible()
         assert picture.evaluate("image => image.complete && image.naturalWidth") == 640
         page.wait_for_timeout(500)  # the dialog fades in, for the screenshot's sake
-        page.screenshot(path=pictures / f"picture-of-the-{name}.png")
+        page.screenshot(path=pictures / f"{name}.png")
         page.get_by_role("button", name="Close").click()
         expect(picture).to_have_count(0)
     page.screenshot(path=pictures / "partition.png")
@@ -178,6 +179,6 @@ def test_a_check_that_failed_says_why_and_of_which_window(
             lose(-3)
     page.goto(f"{local_stack.url()}/assets/orderbook_parquet?view=checks&checkDetail=rows_add_up")
     expect(page.get_by_text("Failed", exact=True).first).to_be_visible()
-    expect(page.get_by_text(re.compile("^sealed [0-9]+, accounted for [0-9]+$"))).to_be_visible()
+    expect(page.get_by_text(re.compile("^BTC: sealed [0-9]+, accounted for [0-9]+;"))).to_be_visible()
     expect(page.get_by_text(key).first).to_be_visible()
     page.screenshot(path=pictures / "check-that-failed.png")

@@ -48,7 +48,7 @@ def test_a_run_materializes_a_window_with_metadata_and_passing_checks(world: Wor
     features = world.materialization("orderbook_features_5m", KEYS[0])
     assert (features["dagster/row_count"], features["depth_unknown"], features["new"]) == (2, 0, 2)
     assert features["data_version"] == raw["digest"]
-    for name in ("day", "window"):
+    for name in ("picture_of_day", "picture_of_window"):
         assert candles[name].startswith("![BTC, the ")
         assert len(candles[name]) <= MOST_BYTES
     checks = result.get_asset_check_evaluations()
@@ -67,7 +67,7 @@ def test_a_ranged_run_tells_each_window_apart(world: World) -> None:
     assert [world.materialization("ohlc_5m_ticker", key)["books"] for key in KEYS] == [1, 2, 1]
     assert len({world.materialization("raw_orderbook", key)["digest"] for key in KEYS}) == 3
     # Nobody looks at each window of a backfill: its pictures are spared.
-    assert "day" not in world.materialization("ohlc_5m_ticker", KEYS[0])
+    assert "picture_of_day" not in world.materialization("ohlc_5m_ticker", KEYS[0])
     check = dg.AssetCheckKey(dg.AssetKey("ohlc_5m_ticker"), "books_have_candles")
     history = world.instance.event_log_storage.get_asset_check_execution_history(check, limit=20)
     assert {record.partition for record in history if record.status.value == "SUCCEEDED"} >= set(KEYS)
@@ -154,6 +154,8 @@ def test_the_sensor_builds_what_is_complete_once_and_again_when_it_grew(world: W
     world.lake.through(WINDOW.shifted(2).start)
     (request,) = world.tick()
     assert request.tags[RANGE_END_TAG] == KEYS[1]
+    # What the list of runs shows of a range.
+    assert request.tags["cryptostream/windows"] == f"{KEYS[0]} to {KEYS[1]}"
     # Asked for and not finished: neither the run nor the pause after it allows another.
     assert world.tick() == []
     assert world.run(request.tags[RANGE_START_TAG], request.tags[RANGE_END_TAG]).success
