@@ -100,7 +100,8 @@ class Fault:
 
     Attributes:
         kind: `lost` (done, and the answer is not given), `reset`, `hang`, `cut` (half of the answer's body),
-            `damage` (an answer with a wrong byte), `damage upload`, or an HTTP status.
+            `damage` (an answer with a wrong byte), `damage upload`, an HTTP status, or `may not replace`, as
+            Google says it.
         when: Which requests.
         times: How many of them.
     """
@@ -146,6 +147,12 @@ def uploads(request: Request) -> bool:
     return request.method == "POST" and request.path.startswith("/upload/")
 
 
+MAY_NOT_REPLACE = (
+    "Caller does not have storage.objects.delete access to the Google Cloud Storage object. "
+    "Permission 'storage.objects.delete' denied on resource (or it may not exist)."
+)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -163,9 +170,12 @@ class _Handler(BaseHTTPRequestHandler):
         if kind in ("reset", "hang"):
             self._reset()
             return
-        if isinstance(kind, int):
-            content = json.dumps({"error": {"code": kind, "message": f"the test says {kind}"}}).encode()
-            self._answer(kind, [("Content-Type", "application/json")], content)
+        if isinstance(kind, int) or kind == "may not replace":
+            status, said = (
+                (kind, f"the test says {kind}") if isinstance(kind, int) else (403, MAY_NOT_REPLACE)
+            )
+            content = json.dumps({"error": {"code": status, "message": said}}).encode()
+            self._answer(status, [("Content-Type", "application/json")], content)
             return
         if kind == "damage upload":
             middle = body.index(b"damage me")

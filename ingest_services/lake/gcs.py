@@ -45,6 +45,8 @@ AGAIN_FOR_S = 8.0
 # but are not kept.
 CONNECTIONS = 64
 
+# The right that Google misses, by its name, when an upload would replace an object.
+REPLACING = "storage.objects.delete"
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 # Narrower than what Google allows: these characters mean themselves in every library's URLs.
 _URL = re.compile(r"gs://(?P<bucket>[a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(?:/(?P<prefix>[A-Za-z0-9._=/-]*))?")
@@ -83,6 +85,11 @@ class GcsStore:
             self._upload(path, data, {"ifGenerationMatch": "0"})
         except answers.PreconditionFailed as error:
             raise ObjectExists(path) from error
+        except PermissionError as error:
+            # A writer may not replace. Google does not say which it looks at first, that or the precondition.
+            if REPLACING in str(error) and next(self.list(path), None) == path:
+                raise ObjectExists(path) from error
+            raise
 
     def get(self, path: str) -> bytes:
         """See `ObjectStore.get`."""

@@ -432,6 +432,25 @@ def test_a_writer_that_may_not_create_is_told_at_its_start_and_not_at_its_first_
     layout.claim_lake(proxied, "simulator", "Asia/Seoul")  # fails now, and the writer tries again by itself
 
 
+def test_a_writer_that_may_not_replace_learns_that_a_name_is_taken_whichever_way_google_says_it(
+    proxied: GcsStore, proxy: Proxy
+) -> None:
+    proxied.create("a", b"rows")
+    proxy.fault("may not replace", uploads)
+    with pytest.raises(ObjectExists):
+        proxied.create("a", b"others")
+    proxy.fault("may not replace", uploads)
+    with pytest.raises(PermissionError):
+        proxied.create("a/b", b"it is not there: a refusal")
+    layout.claim_lake(proxied, "simulator", "Asia/Seoul")
+    proxy.fault("may not replace", uploads)
+    layout.claim_lake(proxied, "simulator", "Asia/Seoul")  # started again
+    proxy.fault("may not replace", uploads)
+    with pytest.raises(PermissionError):
+        proxied.replace("a", b"others")
+    assert proxied.get("a") == b"rows"
+
+
 def test_an_unreachable_store_is_one_clear_line(gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gcs_module, "AGAIN_FOR_S", 0.5)
     with pytest.raises(UserError, match=r"RAW_URL=gs://bucket/raw: the store cannot be reached: .*refused"):
