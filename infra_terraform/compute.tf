@@ -14,6 +14,22 @@ locals {
     INGEST_IMAGE  = local.images.ingest
     DAGSTER_IMAGE = local.images.dagster
   }
+  # What docker/'s compose files read (`${NAME…}`, or a name without a value), and which of it a person may say.
+  read_by_compose = toset([
+    for found in regexall("(?m)\\$\\{([A-Z_]+)|^ +([A-Z_]+):$", join("\n", [
+      for name in ["services.yaml", "compose.pipeline.yaml", "compose.dagster.yaml"] : local.docker_files[name]
+    ])) : coalesce(found[0], found[1])
+  ])
+  settable = setsubtract([for name in local.read_by_compose : name if !startswith(name, "KAFKA_")], [
+    # Said here.
+    "COMPOSE_PROFILES", "CONSUMER_CONF", "DAGSTER_IMAGE", "DATA_DIR", "INGEST_IMAGE", "PARQUET_URL", "PARTITIONS_START",
+    "PIPELINE_ADDRESS", "POSTGRES_HOST", "PRODUCER_CONF", "RAW_RETENTION_DAYS", "RAW_URL", "SECRETS",
+    # A secret: alert_webhook.
+    "ALERT_WEBHOOK_URL",
+    # A machine of Google's has the real store, the compose files' own names, and one process for each published port.
+    "STORAGE_EMULATOR_HOST", "DAGSTER_CODE_HOST", "DAGSTER_POSTGRES_DB", "POSTGRES_DB", "POSTGRES_USER", "PROMETHEUS_URL",
+    "PRODUCERS", "CONSUMERS",
+  ])
   secret_ids = { for name, secret in google_secret_manager_secret.this : name => secret.secret_id }
 }
 
@@ -54,7 +70,7 @@ module "pipeline" {
     { for name in ["services.yaml", "compose.pipeline.yaml", "postgres/create-databases.sh"] : "docker/${name}" => local.docker_files[name] },
     { "producer.conf" = file(var.producer_conf), "consumer.conf" = file(var.consumer_conf) },
   )
-  environment = merge(local.common_environment, {
+  environment = merge(local.common_environment, var.settings, {
     KAFKA_BOOTSTRAP = local.kafka_bootstrap
     PRODUCER_CONF   = "/etc/cryptostream/producer.conf"
     CONSUMER_CONF   = "/etc/cryptostream/consumer.conf"
@@ -82,7 +98,7 @@ module "dagster" {
     { for name, text in local.docker_files : "docker/${name}" => text if !startswith(name, "postgres/") },
     { "producer.conf" = file(var.producer_conf), "consumer.conf" = file(var.consumer_conf) },
   )
-  environment = merge(local.common_environment, {
+  environment = merge(local.common_environment, var.settings, {
     COMPOSE_PROFILES = "monitoring"
     KAFKA_BOOTSTRAP  = local.kafka_bootstrap
     PIPELINE_ADDRESS = module.pipeline.address
@@ -96,4 +112,5 @@ module "dagster" {
     grafana_reader_password = { id = local.secret_ids["grafana-reader-password"], make = false }
     grafana_password        = { id = local.secret_ids["grafana-password"], make = true }
   }
+  environment_secrets = var.alert_webhook ? { ALERT_WEBHOOK_URL = local.secret_ids["alert-webhook-url"] } : {}
 }

@@ -13,6 +13,8 @@ resource "google_service_account" "role" {
 
   account_id   = "cryptostream-${each.key}"
   display_name = "CryptoStream: ${each.value}"
+
+  depends_on = [google_project_service.this]
 }
 
 resource "google_project_iam_member" "telemetry" {
@@ -50,7 +52,7 @@ resource "google_storage_bucket_iam_member" "raw_progress" {
   condition {
     title       = "progress only"
     description = "Objects below _progress/ are the only ones that are ever replaced."
-    expression  = "resource.name.startsWith(\"projects/_/buckets/${var.raw_bucket}/objects/${local.prefix}/_progress/\")"
+    expression  = "resource.name.startsWith(\"projects/_/buckets/${google_storage_bucket.raw.name}/objects/${local.prefix}/_progress/\")"
   }
 }
 
@@ -79,6 +81,8 @@ resource "google_project_iam_member" "operator" {
   project = var.project
   role    = each.value.role
   member  = each.value.member
+
+  depends_on = [google_project_service.this]
 }
 
 resource "google_service_account_iam_member" "operator" {

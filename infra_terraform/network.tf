@@ -16,6 +16,15 @@ resource "google_compute_subnetwork" "this" {
   ip_cidr_range            = "10.20.0.0/24"
   private_ip_google_access = true
 
+  dynamic "secondary_ip_range" {
+    for_each = var.gke ? local.cluster_ranges : {}
+
+    content {
+      range_name    = secondary_ip_range.key
+      ip_cidr_range = secondary_ip_range.value
+    }
+  }
+
   log_config {
     aggregation_interval = "INTERVAL_10_MIN"
     flow_sampling        = 0.1

@@ -27,6 +27,31 @@ output "urls" {
   }
 }
 
+output "gke_values" {
+  description = "Values for Dagster's Helm chart; null without a cluster."
+  value = !var.gke ? null : templatefile("${path.module}/gke/values.yaml", {
+    service_account = google_service_account.role["dagster"].email
+    postgres_host   = module.pipeline.address
+    parquet_bucket  = google_storage_bucket.parquet.name
+    run_logs        = local.run_logs
+    repository      = trimsuffix(local.images.dagster, ":${var.image_tag}")
+    tag             = var.image_tag
+    # What the compose files give Dagster's containers.
+    environment = jsonencode([
+      for name, value in merge({
+        SOURCE           = "upbit"
+        MARKET_TIME_ZONE = "Asia/Seoul"
+        POSTGRES_HOST    = module.pipeline.address
+        POSTGRES_USER    = "cryptostream"
+        POSTGRES_DB      = "cryptostream"
+        }, var.settings, {
+        for name in ["RAW_URL", "PARQUET_URL", "PARTITIONS_START", "RAW_RETENTION_DAYS"] : name => module.dagster.told.environment[name]
+        if contains(keys(module.dagster.told.environment), name)
+      }) : { name = name, value = value }
+    ])
+  })
+}
+
 output "kafka_bootstrap" {
   description = "KAFKA_BOOTSTRAP, within the network."
   value       = local.kafka_bootstrap

@@ -1,13 +1,16 @@
 # Passwords. They are in Secret Manager and nowhere else: the first machine that needs one makes it, so that neither
-# this code nor its state ever holds it (see the node module's start-up script).
+# this code nor its state ever holds it (see the node module's start-up script). What only a person knows, the webhook's
+# URL, a person adds.
 
 locals {
   # Who makes a secret's first version, and who reads it.
-  secrets = {
+  secrets = merge({
     postgres-password       = { maker = "pipeline", readers = ["pipeline", "dagster"] }
     grafana-reader-password = { maker = "pipeline", readers = ["pipeline", "dagster"] }
     grafana-password        = { maker = "dagster", readers = ["dagster"] }
-  }
+    }, var.alert_webhook ? {
+    alert-webhook-url = { maker = null, readers = ["dagster"] }
+  } : {})
 }
 
 resource "google_secret_manager_secret" "this" {
@@ -28,7 +31,7 @@ resource "google_secret_manager_secret" "this" {
 }
 
 resource "google_secret_manager_secret_iam_member" "maker" {
-  for_each = local.secrets
+  for_each = { for name, secret in local.secrets : name => secret if secret.maker != null }
 
   secret_id = google_secret_manager_secret.this[each.key].id
   role      = "roles/secretmanager.secretVersionAdder"

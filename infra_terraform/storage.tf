@@ -1,13 +1,15 @@
 # Two buckets: what was received, for ever, and what was built from it.
 
 locals {
-  prefix = "orderbook"
+  prefix         = "orderbook"
+  raw_bucket     = coalesce(var.raw_bucket, "${var.project}-cryptostream-raw")
+  parquet_bucket = coalesce(var.parquet_bucket, "${var.project}-cryptostream-parquet")
 }
 
 resource "google_storage_bucket" "raw" {
   #checkov:skip=CKV_GCP_62:a log line for each of a thousand small objects a minute costs more than the objects
   #checkov:skip=CKV_GCP_78:objects are never overwritten, but for claims, whose old versions say nothing; soft delete keeps what is deleted
-  name                        = var.raw_bucket
+  name                        = local.raw_bucket
   location                    = upper(var.region)
   storage_class               = "STANDARD"
   uniform_bucket_level_access = true
@@ -28,7 +30,8 @@ resource "google_storage_bucket" "raw" {
         type = "Delete"
       }
       condition {
-        age            = lifecycle_rule.value
+        # A day after the window is frozen (RAW_RETENTION_DAYS): whoever began to build it is done by then.
+        age            = lifecycle_rule.value + 1
         matches_prefix = [for kind in ["ticker=", "coverage/", "quarantine/"] : "${local.prefix}/${kind}"]
       }
     }
@@ -55,7 +58,7 @@ resource "google_storage_bucket" "raw" {
 resource "google_storage_bucket" "parquet" {
   #checkov:skip=CKV_GCP_62:a log line for each of a thousand small objects a minute costs more than the objects
   #checkov:skip=CKV_GCP_78:an overwritten object can be built again from the raw lake
-  name                        = var.parquet_bucket
+  name                        = local.parquet_bucket
   location                    = upper(var.region)
   storage_class               = "STANDARD"
   uniform_bucket_level_access = true
@@ -64,6 +67,21 @@ resource "google_storage_bucket" "parquet" {
 
   soft_delete_policy {
     retention_duration_seconds = 7 * 24 * 3600
+  }
+
+  # What runs on a cluster print; nothing there unless gke is on.
+  dynamic "lifecycle_rule" {
+    for_each = var.gke ? [local.run_logs] : []
+
+    content {
+      action {
+        type = "Delete"
+      }
+      condition {
+        age            = 30
+        matches_prefix = ["${lifecycle_rule.value}/"]
+      }
+    }
   }
 
   lifecycle_rule {
@@ -80,34 +98,4 @@ resource "google_storage_bucket" "parquet" {
   }
 
   depends_on = [google_project_service.this]
-}
-
-# The same Parquet as a table, hive partitions as columns; for those who would rather ask in SQL.
-resource "google_bigquery_dataset" "this" {
-  count = var.bigquery ? 1 : 0
-
-  dataset_id = "cryptostream"
-  location   = var.region
-
-  depends_on = [google_project_service.this]
-}
-
-resource "google_bigquery_table" "orderbook" {
-  count = var.bigquery ? 1 : 0
-
-  dataset_id          = google_bigquery_dataset.this[0].dataset_id
-  table_id            = "orderbook"
-  deletion_protection = var.deletion_protection
-
-  external_data_configuration {
-    autodetect    = true
-    source_format = "PARQUET"
-    source_uris   = ["gs://${google_storage_bucket.parquet.name}/${local.prefix}/ticker=*"]
-
-    hive_partitioning_options {
-      mode                     = "AUTO"
-      source_uri_prefix        = "gs://${google_storage_bucket.parquet.name}/${local.prefix}/"
-      require_partition_filter = true
-    }
-  }
 }

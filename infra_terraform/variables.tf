@@ -1,4 +1,4 @@
-# What a person chooses. Everything but the project, the two buckets and who operates it has a default.
+# What a person chooses. Everything but the project, who operates it and the first window has a default.
 
 variable "project" {
   description = "Id of the Google Cloud project."
@@ -37,27 +37,31 @@ variable "zones" {
   }
 }
 
+# Names of buckets are shared by all of Google's customers, and whether one is in use only Google can say. Ids of
+# projects are unique among them: a name that begins with ours is in use by nobody else.
 variable "raw_bucket" {
-  description = "Name for the bucket with the raw lake. Bucket names are shared by all of Google's customers."
+  description = "Name for the bucket with the raw lake; null: PROJECT-cryptostream-raw."
   type        = string
+  default     = null
 
   validation {
-    condition     = can(regex("^[a-z0-9][a-z0-9_-]{1,61}[a-z0-9]$", var.raw_bucket))
-    error_message = "raw_bucket must be 3 to 63 lower-case letters, digits, hyphens and underscores. If the name is in use (by anybody), choose another, like PROJECT-cryptostream-raw."
+    condition     = var.raw_bucket == null || (can(regex("^[a-z0-9][a-z0-9_-]{1,61}[a-z0-9]$", var.raw_bucket)) && try(startswith(var.raw_bucket, "${var.project}-"), false))
+    error_message = "raw_bucket must be ${var.project}- and more lower-case letters, digits, hyphens and underscores, 63 at most. Another name may be in use by any of Google's customers; leave the variable out for ${var.project}-cryptostream-raw."
   }
 }
 
 variable "parquet_bucket" {
-  description = "Name for the bucket with the Parquet."
+  description = "Name for the bucket with the Parquet; null: PROJECT-cryptostream-parquet."
   type        = string
+  default     = null
 
   validation {
-    condition     = can(regex("^[a-z0-9][a-z0-9_-]{1,61}[a-z0-9]$", var.parquet_bucket))
-    error_message = "parquet_bucket must be 3 to 63 lower-case letters, digits, hyphens and underscores. If the name is in use (by anybody), choose another, like PROJECT-cryptostream-parquet."
+    condition     = var.parquet_bucket == null || (can(regex("^[a-z0-9][a-z0-9_-]{1,61}[a-z0-9]$", var.parquet_bucket)) && try(startswith(var.parquet_bucket, "${var.project}-"), false))
+    error_message = "parquet_bucket must be ${var.project}- and more lower-case letters, digits, hyphens and underscores, 63 at most. Another name may be in use by any of Google's customers; leave the variable out for ${var.project}-cryptostream-parquet."
   }
 
   validation {
-    condition     = var.parquet_bucket != var.raw_bucket
+    condition     = coalesce(var.parquet_bucket, "${var.project}-cryptostream-parquet") != coalesce(var.raw_bucket, "${var.project}-cryptostream-raw")
     error_message = "parquet_bucket must be another bucket than raw_bucket: whoever builds Parquet may overwrite, and nobody may overwrite raw data."
   }
 }
@@ -84,8 +88,8 @@ variable "kafka" {
   default = {}
 
   validation {
-    condition     = var.kafka.replication >= 1 && var.kafka.replication <= 3
-    error_message = "kafka.replication must be 1 to 3: there are three brokers."
+    condition     = contains([2, 3], var.kafka.replication)
+    error_message = "kafka.replication must be 3, or 2: there are three brokers, and with one replica the loss of a disk loses records."
   }
 
   validation {
@@ -161,7 +165,7 @@ variable "partitions_start" {
 }
 
 variable "raw_days" {
-  description = "Days after which raw data objects are deleted; null keeps them for ever. Commits and chains are never deleted. RAW_RETENTION_DAYS of the pipeline follows it."
+  description = "Days after which raw data objects are deleted; null keeps them for ever. Commits and chains are never deleted. RAW_RETENTION_DAYS follows it: windows are frozen a day before their data goes."
   type        = number
   default     = null
 
@@ -182,8 +186,25 @@ variable "alert_email" {
   }
 }
 
+variable "settings" {
+  description = "More of the README's settings for the pipeline's and Dagster's machines, by their names, like { DEPTH = \"30\" }."
+  type        = map(string)
+  default     = {}
+
+  validation {
+    condition     = length(setsubtract(keys(var.settings), local.settable)) == 0
+    error_message = "settings must name what the machines read and Terraform does not say itself, not ${join(", ", setsubtract(keys(var.settings), local.settable))}: ${join(", ", local.settable)}."
+  }
+}
+
+variable "alert_webhook" {
+  description = "Whether failed runs are told to a webhook (ALERT_WEBHOOK_URL). Its URL is the secret cryptostream-alert-webhook-url, whose version a person adds."
+  type        = bool
+  default     = false
+}
+
 variable "deletion_protection" {
-  description = "Whether machines, disks and buckets refuse to be destroyed."
+  description = "Whether machines, secrets and the cluster refuse to be destroyed. Disks and buckets always do."
   type        = bool
   default     = true
 }

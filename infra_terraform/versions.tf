@@ -30,6 +30,7 @@ provider "google" {
 resource "google_project_service" "this" {
   for_each = toset(concat([
     "artifactregistry.googleapis.com",
+    "cloudresourcemanager.googleapis.com",
     "compute.googleapis.com",
     "iam.googleapis.com",
     "iap.googleapis.com",

@@ -63,9 +63,74 @@ run "one_bucket_for_both" {
 run "a_bucket_name_that_is_none" {
   command = plan
   variables {
-    raw_bucket = "My_Bucket/orderbook"
+    raw_bucket = "my-project-Bucket/orderbook"
   }
   expect_failures = [var.raw_bucket]
+}
+
+run "a_bucket_name_that_others_may_use" {
+  command = plan
+  variables {
+    raw_bucket = "cryptostream-raw"
+  }
+  expect_failures = [var.raw_bucket]
+}
+
+run "another_bucket_name_that_others_may_use" {
+  command = plan
+  variables {
+    parquet_bucket = "cryptostream-parquet"
+  }
+  expect_failures = [var.parquet_bucket]
+}
+
+run "the_default_name_of_the_other_bucket" {
+  command = plan
+  variables {
+    raw_bucket     = "my-project-cryptostream-parquet"
+    parquet_bucket = null
+  }
+  expect_failures = [var.parquet_bucket]
+}
+
+run "a_project_by_its_number" {
+  command = plan
+  variables {
+    project = "123456789012"
+  }
+  expect_failures = [var.project]
+}
+
+run "one_replica" {
+  command = plan
+  variables {
+    kafka = { replication = 1, min_isr = 1 }
+  }
+  expect_failures = [var.kafka]
+}
+
+run "a_setting_that_no_machine_reads" {
+  command = plan
+  variables {
+    settings = { DEPTHS = "30" }
+  }
+  expect_failures = [var.settings]
+}
+
+run "a_setting_that_is_said_elsewhere" {
+  command = plan
+  variables {
+    settings = { RAW_URL = "gs://somewhere/else" }
+  }
+  expect_failures = [var.settings]
+}
+
+run "a_secret_among_the_settings" {
+  command = plan
+  variables {
+    settings = { ALERT_WEBHOOK_URL = "https://hooks.example.com/secret" }
+  }
+  expect_failures = [var.settings]
 }
 
 run "nobody_to_operate_it" {

@@ -97,22 +97,82 @@ def test_what_matters_holds_and_what_is_wrong_is_refused(configuration: Path) ->
     assert int(counted[1]) == written > 20
 
 
-def test_a_broken_rule_is_found_out(configuration: Path, tmp_path: Path) -> None:
-    """The tests can fail: an open firewall and a public address do."""
+# What may be broken, and what `terraform test` says of it then: file, text, its replacement, part of the message.
+BREAKS = [
+    ("modules/node/main.tf", "    subnetwork = var.subnetwork\n    net", "    access_config {}\n    net", "a public address"),
+    ("modules/node/main.tf", "google_compute_address.this.address", '"10.0.0.9"', "has another address"),
+    ("modules/node/main.tf", "enable_secure_boot          = true", "enable_secure_boot = false", "is not Shielded"),
+    ("modules/node/main.tf", "disk = google_compute_disk.data.name", 'disk = "other"', "schedule is another disk's"),
+    ("network.tf", "[local.iap_range]", '["0.0.0.0/0"]', "open to more than Google's IAP"),
+    ("network.tf", 'ports    = ["22"]', 'ports    = ["22", "3000"]', "reaches more than SSH"),
+    ("network.tf", "private_ip_google_access = true", "private_ip_google_access = false", "Google's APIs must"),
+    ("network.tf", 'from = ["pipeline"], to = "kafka"', 'from = ["dagster"], to = "kafka"', "not exactly those"),
+    ("kafka.tf", "${number + 1}@${host}:9093", "${number + 1}@10.20.0.${number}:9093", "by names that stay"),
+    ("kafka.tf", "tostring(var.kafka.min_isr)", '"1"', "does not say 3 replicas, 2 in sync"),
+    ("kafka.tf", "zone                = var.zones[count.index]", "zone = var.zones[0]", "not in three zones"),
+    ("iam.tf", '"roles/storage.objectCreator"', '"roles/storage.objectAdmin"', "able to create, and only that"),
+    ("iam.tf", "/_progress/\\", "/\\", "what may be overwritten is more"),
+    ("iam.tf", '"roles/monitoring.metricWriter"]', '"roles/editor"]', "beyond logs and metrics"),
+    ("iam.tf", '"roles/compute.osAdminLogin"]', '"roles/owner"]', "other roles than a tunnel and a login"),
+    ("secrets.tf", 'readers = ["dagster"] }\n    }', 'readers = ["kafka"] }\n    }', "read by others than those who need"),
+    ("secrets.tf", "deletion_protection = var.deletion_protection", "deletion_protection = false", "by accident"),
+    ("storage.tf", '["ticker=", "coverage/"', '["_commits/", "coverage/"', "must name data alone"),
+    ("storage.tf", "lifecycle_rule.value + 1", "lifecycle_rule.value", "a day after its windows are frozen"),
+    ("storage.tf", "var.raw_days == null ? [] : [var.raw_days]", "[coalesce(var.raw_days, 30)]", "kept for ever unless"),
+    ("storage.tf", '= "enforced"', '= "inherited"', "a bucket is open"),
+    ("compute.tf", '"KEEP_AUTO_SNAPSHOTS"', '"APPLY_RETENTION_POLICY"', "or go with the disk"),
+    ("compute.tf", "RAW_RETENTION_DAYS = tostring(var.raw_days)", 'RAW_RETENTION_DAYS = "30"', "from when on windows are frozen"),
+    ("compute.tf", "merge(local.common_environment, var.settings", "merge(local.common_environment", "does not reach"),
+    ("bigquery.tf", "count = var.bigquery ? 1 : 0", "count = 1", "made all the same"),
+    ("gke.tf", "[local.cluster_ranges.pods]", '["10.0.0.0/8"]', "from their own range"),
+    ("gke.tf", "enabled = false", "enabled = true", "the cluster's API has an address"),
+    ("monitoring.tf", "google_storage_bucket.parquet.name", "google_storage_bucket.raw.name", "at another bucket"),
+]
+
+
+def test_whatever_is_broken_is_found_out(configuration: Path, tmp_path: Path) -> None:
+    """The tests can fail: all of these are broken at once, and each is told."""
     broken = tmp_path / "broken"
     shutil.copytree(configuration.parent, broken, symlinks=True)
-    root = broken / "infra_terraform"
-    network = root / "network.tf"
-    network.write_text(network.read_text().replace("[local.iap_range]", '["0.0.0.0/0"]'))
-    node = root / "modules" / "node" / "main.tf"
-    node.write_text(
-        node.read_text().replace(
-            "subnetwork = var.subnetwork\n", "subnetwork = var.subnetwork\n    access_config {}\n"
-        )
-    )
-    done = terraform(root, "test", "-no-color", "-filter=tests/platform.tftest.hcl")
-    assert done.returncode != 0
-    assert "a public address" in done.stdout + done.stderr
+    for name, old, new, _ in BREAKS:
+        file = broken / "infra_terraform" / name
+        text = file.read_text()
+        assert old in text, f"{name}: {old}"
+        file.write_text(text.replace(old, new))
+    done = terraform(broken / "infra_terraform", "test", "-no-color", "-filter=tests/platform.tftest.hcl")
+    said = re.sub(r"\s+", " ", done.stdout + done.stderr)
+    assert [break_ for break_ in BREAKS if break_[3] not in said] == [], done.stdout + done.stderr
+
+
+def blocks(kind: str) -> dict[str, str]:
+    """Return the text of every block `resource` of a kind (a regular expression), by `kind.name`."""
+    text = "".join(path.read_text() for path in sorted(SOURCE.rglob("*.tf")))
+    found = re.findall(rf'^resource "({kind})" "(\w+)" {{\n(.*?)^}}', text, re.MULTILINE | re.DOTALL)
+    return {f"{type_}.{name}": body for type_, name, body in found}
+
+
+def test_what_holds_data_cannot_be_destroyed() -> None:
+    holding = blocks("google_compute_disk|google_storage_bucket")
+    assert set(holding) == {
+        *("google_compute_disk.data", "google_storage_bucket.state"),
+        *("google_storage_bucket.raw", "google_storage_bucket.parquet"),
+    }
+    for name, body in holding.items():
+        assert "prevent_destroy = true" in body, name
+
+
+def test_nothing_gives_rights_or_opens_ports_but_what_the_tests_look_at() -> None:
+    tests = "".join(path.read_text() for path in (SOURCE / "tests").glob("*.hcl"))
+    given = blocks(r"google_\w+_iam_\w+|google_compute_firewall")
+    assert len(given) > 12
+    assert [name for name in given if name not in tests] == []
+
+
+def test_no_password_can_be_in_the_state() -> None:
+    text = "".join(path.read_text() for path in SOURCE.rglob("*.tf"))
+    for what in ("google_secret_manager_secret_version", "random_password", "secret_data", "tls_private_key"):
+        assert what not in text, what
+    assert not re.search(r"google_service_account_key|google_storage_hmac_key", text)
 
 
 def test_every_sentence_of_a_refusal_says_what_to_do() -> None:

@@ -17,7 +17,16 @@ resource "google_compute_disk" "data" {
 
   lifecycle {
     prevent_destroy = true
+    # A disk that was restored (docs/operations.md) has a snapshot that it is from, and is the same disk all the same.
+    ignore_changes = [snapshot]
   }
+}
+
+# Kept when the machine is made anew: who knows it by its address finds the new one there.
+resource "google_compute_address" "this" {
+  name         = var.name
+  address_type = "INTERNAL"
+  subnetwork   = var.subnetwork
 }
 
 resource "google_compute_disk_resource_policy_attachment" "snapshots" {
@@ -51,6 +60,7 @@ resource "google_compute_instance" "this" {
   # No access_config: no public address.
   network_interface {
     subnetwork = var.subnetwork
+    network_ip = google_compute_address.this.address
   }
 
   service_account {
@@ -70,11 +80,12 @@ resource "google_compute_instance" "this" {
     serial-port-enable     = "FALSE"
     startup-script         = join("\n", [for script in ["disk.sh", "startup.sh"] : file("${path.module}/${script}")])
     cryptostream = jsonencode({
-      compose_file = var.compose_file
-      files        = var.files
-      environment  = var.environment
-      folders      = var.folders
-      secrets      = var.secrets
+      compose_file        = var.compose_file
+      files               = var.files
+      environment         = var.environment
+      environment_secrets = var.environment_secrets
+      folders             = var.folders
+      secrets             = var.secrets
     })
   }
 

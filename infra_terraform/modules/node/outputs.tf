@@ -9,8 +9,8 @@ output "zone" {
 }
 
 output "address" {
-  description = "Its private address."
-  value       = google_compute_instance.this.network_interface[0].network_ip
+  description = "Its private address, for as long as the platform stands."
+  value       = google_compute_address.this.address
 }
 
 output "instance" {
@@ -25,5 +25,12 @@ output "snapshots" {
 
 output "told" {
   description = "What the machine is told by its metadata; no secrets."
-  value       = { environment = var.environment, secrets = var.secrets, folders = var.folders, compose_file = var.compose_file }
+  value = {
+    compose_file        = var.compose_file
+    environment         = var.environment
+    environment_secrets = var.environment_secrets
+    files               = keys(var.files)
+    folders             = var.folders
+    secrets             = var.secrets
+  }
 }

@@ -64,7 +64,13 @@ variable "secrets" {
   default     = {}
 }
 
+variable "environment_secrets" {
+  description = "Secrets that go into docker/.env, by the variable's name: the secret's id. A person adds the version; until then the variable is not set."
+  type        = map(string)
+  default     = {}
+}
+
 variable "deletion_protection" {
-  description = "Whether machine and disk refuse to be destroyed."
+  description = "Whether the machine refuses to be destroyed; its disk always does."
   type        = bool
 }
