@@ -13,7 +13,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.deploy.compose import DOCKER, ROOT
 
@@ -26,6 +25,7 @@ TOLD = {
         "producer.conf": "[upbit_producer1]\n",
     },
     "environment": {"REGISTRY_HOST": "region-docker.pkg.dev", "RAW_URL": "gs://raw/orderbook"},
+    "environment_secrets": {},
     "folders": {"spool": os.getuid(), "postgres": os.getuid()},
     "secrets": {
         "postgres_password": {"id": "cryptostream-postgres-password", "make": True},
@@ -38,6 +38,7 @@ case "$(basename "$0") $*" in
     curl*) cp "$WORLD/told.json" "${@: -1}" ;;
     "gcloud secrets versions access"*)
         id=$(sed 's/.*--secret=//' <<<"$*")
+        if [ -f "$WORLD/denied" ]; then echo PERMISSION_DENIED >&2; exit 1; fi
         if [ -f "$WORLD/secrets/$id" ]; then cat "$WORLD/secrets/$id"; else echo NOT_FOUND >&2; exit 1; fi ;;
     "gcloud secrets versions add"*) cat > "$WORLD/secrets/$4" ;;
     "sleep"*) echo "made elsewhere" > "$WORLD/secrets/cryptostream-grafana-password" ;;
@@ -48,19 +49,20 @@ esac
 class Machine:
     """A folder that stands for a machine's root."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, told: dict[str, object]) -> None:
         self.folder = folder
         (folder / "bin").mkdir()
         (folder / "secrets").mkdir()
         (folder / "run").mkdir()
+        (folder / "usr/local/bin").mkdir(parents=True)
         for name in ("curl", "gcloud", "docker", "sleep"):
             program = folder / "bin" / name
             program.write_text(STAND_IN)
             program.chmod(0o755)
-        (folder / "told.json").write_text(json.dumps(TOLD))
+        (folder / "told.json").write_text(json.dumps(TOLD | told))
         disk = 'mount_data() { mkdir -p "$2"; echo "mount_data $*" >> "$WORLD/calls"; }\n'
         script = "set -euo pipefail\n" + disk + (NODE / "startup.sh").read_text()
-        for old in ("/var/lib/cryptostream-data", "/etc/cryptostream", "/run/"):
+        for old in ("/var/lib/cryptostream-data", "/etc/cryptostream", "/run/", "/usr/local/bin"):
             script = script.replace(old, f"{folder}{old}")
         (folder / "script").write_text(script)
 
@@ -82,7 +84,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    return Machine(tmp_path)
+    return Machine(tmp_path, {})
 
 
 def test_a_boot_writes_files_makes_its_secret_waits_for_another_s_and_starts_compose(
@@ -97,7 +99,8 @@ def test_a_boot_writes_files_makes_its_secret_waits_for_another_s_and_starts_com
     assert re.fullmatch(r"[A-Za-z0-9]{30,44}", made)
     assert machine.read("docker/secrets/grafana_password") == "made elsewhere\n"
     assert "auth configure-docker region-docker.pkg.dev" in machine.calls()
-    assert re.search(r"docker compose .*-f \S+/docker/compose.pipeline.yaml up -d", machine.calls())
+    up = r"docker compose --project-directory \S+/docker -f \S+/docker/compose.pipeline.yaml up -d"
+    assert re.search(up, machine.calls())
     assert (machine.folder / "var/lib/cryptostream-data/spool").is_dir()
     assert os.access(machine.folder / "etc/cryptostream/docker/postgres/create-databases.sh", os.X_OK)
 
@@ -111,6 +114,51 @@ def test_another_boot_keeps_the_password(machine: Machine) -> None:
     assert "versions add" not in machine.calls()
 
 
+def test_an_empty_password_is_refused_by_a_sentence_that_says_what_to_do(machine: Machine) -> None:
+    (machine.folder / "secrets" / "cryptostream-grafana-password").write_text("\n")
+    said = machine.boot()
+    assert said.returncode != 0
+    assert said.stderr.splitlines()[-1] == (
+        "error: secret cryptostream-grafana-password: its latest version is empty; add one that is not: "
+        "gcloud secrets versions add cryptostream-grafana-password --data-file=-"
+    )
+    assert " up -d" not in machine.calls()
+    assert not (machine.folder / "etc/cryptostream/docker/secrets/grafana_password").exists()
+
+
+def test_a_webhook_is_a_secret_that_a_person_adds_and_the_machine_does_not_wait_for_it(
+    tmp_path: Path,
+) -> None:
+    machine = Machine(
+        tmp_path, {"environment_secrets": {"ALERT_WEBHOOK_URL": "cryptostream-alert-webhook-url"}}
+    )
+    said = machine.boot()
+    assert said.returncode == 0, said.stderr
+    assert (
+        "secret cryptostream-alert-webhook-url has no version yet, ALERT_WEBHOOK_URL is not set"
+        in said.stdout
+    )
+    assert "ALERT_WEBHOOK_URL" not in machine.read("docker/.env")
+    (tmp_path / "secrets" / "cryptostream-alert-webhook-url").write_text("https://hooks.example.com/T0/$a b")
+    assert machine.boot().returncode == 0
+    assert "ALERT_WEBHOOK_URL='https://hooks.example.com/T0/$a b'\n" in machine.read("docker/.env")
+    assert (tmp_path / "etc/cryptostream/docker/.env").stat().st_mode & 0o077 == 0
+    (tmp_path / "denied").touch()
+    assert machine.boot().returncode != 0
+
+
+def test_a_person_has_a_command_for_the_machine_s_containers(machine: Machine) -> None:
+    machine.boot()
+    (machine.folder / "calls").unlink()
+    command = machine.folder / "usr/local/bin/dc"
+    environment = {"PATH": f"{machine.folder / 'bin'}:{os.environ['PATH']}", "WORLD": str(machine.folder)}
+    subprocess.run([str(command), "logs", "a b"], check=True, env=environment)
+    docker = machine.folder / "etc/cryptostream/docker"
+    assert machine.calls() == (
+        f"docker compose --project-directory {docker} -f {docker}/compose.pipeline.yaml logs a b\n"
+    )
+
+
 def test_a_machine_is_told_nothing_that_its_compose_files_do_not_read() -> None:
     told = set()
     for name in ("compute.tf", "kafka.tf"):
@@ -122,12 +170,3 @@ def test_a_machine_is_told_nothing_that_its_compose_files_do_not_read() -> None:
     # One is the start-up script's own, the other Compose's.
     assert told - read == {"REGISTRY_HOST", "COMPOSE_PROFILES"}, "Terraform tells what no compose file reads"
     assert len(told) > 15
-
-
-def test_the_chart_s_values_name_what_the_code_location_needs() -> None:
-    values = yaml.safe_load((ROOT / "infra_terraform" / "gke" / "values.yaml").read_text())
-    (deployment,) = values["dagster-user-deployments"]["deployments"]
-    given = {entry["name"] for entry in deployment["env"]}
-    assert given >= {"RAW_URL", "PARQUET_URL", "POSTGRES_HOST", "POSTGRES_USER", "POSTGRES_DB", "SOURCE"}
-    assert values["runLauncher"]["type"] == "K8sRunLauncher"
-    assert values["global"]["postgresqlSecretName"] == "cryptostream-postgres"

@@ -97,36 +97,96 @@ def test_what_matters_holds_and_what_is_wrong_is_refused(configuration: Path) ->
     assert int(counted[1]) == written > 20
 
 
-# What may be broken, and what `terraform test` says of it then: file, text, its replacement, part of the message.
+# What may be broken, and what `terraform test` says then: file, text, its replacement, part of the message.
 BREAKS = [
-    ("modules/node/main.tf", "    subnetwork = var.subnetwork\n    net", "    access_config {}\n    net", "a public address"),
+    (
+        "modules/node/main.tf",
+        "    subnetwork = var.subnetwork\n    net",
+        "    access_config {}\n    net",
+        "a public address",
+    ),
     ("modules/node/main.tf", "google_compute_address.this.address", '"10.0.0.9"', "has another address"),
-    ("modules/node/main.tf", "enable_secure_boot          = true", "enable_secure_boot = false", "is not Shielded"),
-    ("modules/node/main.tf", "disk = google_compute_disk.data.name", 'disk = "other"', "schedule is another disk's"),
+    (
+        "modules/node/main.tf",
+        "enable_secure_boot          = true",
+        "enable_secure_boot = false",
+        "is not Shielded",
+    ),
+    (
+        "modules/node/main.tf",
+        "disk = google_compute_disk.data.name",
+        'disk = "other"',
+        "schedule is another disk's",
+    ),
     ("network.tf", "[local.iap_range]", '["0.0.0.0/0"]', "open to more than Google's IAP"),
     ("network.tf", 'ports    = ["22"]', 'ports    = ["22", "3000"]', "reaches more than SSH"),
-    ("network.tf", "private_ip_google_access = true", "private_ip_google_access = false", "Google's APIs must"),
-    ("network.tf", 'from = ["pipeline"], to = "kafka"', 'from = ["dagster"], to = "kafka"', "not exactly those"),
+    (
+        "network.tf",
+        "private_ip_google_access = true",
+        "private_ip_google_access = false",
+        "Google's APIs must",
+    ),
+    (
+        "network.tf",
+        'from = ["pipeline"], to = "kafka"',
+        'from = ["dagster"], to = "kafka"',
+        "not exactly those",
+    ),
     ("kafka.tf", "${number + 1}@${host}:9093", "${number + 1}@10.20.0.${number}:9093", "by names that stay"),
     ("kafka.tf", "tostring(var.kafka.min_isr)", '"1"', "does not say 3 replicas, 2 in sync"),
     ("kafka.tf", "zone                = var.zones[count.index]", "zone = var.zones[0]", "not in three zones"),
-    ("iam.tf", '"roles/storage.objectCreator"', '"roles/storage.objectAdmin"', "able to create, and only that"),
+    (
+        "iam.tf",
+        '"roles/storage.objectCreator"',
+        '"roles/storage.objectAdmin"',
+        "able to create, and only that",
+    ),
     ("iam.tf", "/_progress/\\", "/\\", "what may be overwritten is more"),
     ("iam.tf", '"roles/monitoring.metricWriter"]', '"roles/editor"]', "beyond logs and metrics"),
     ("iam.tf", '"roles/compute.osAdminLogin"]', '"roles/owner"]', "other roles than a tunnel and a login"),
-    ("secrets.tf", 'readers = ["dagster"] }\n    }', 'readers = ["kafka"] }\n    }', "read by others than those who need"),
-    ("secrets.tf", "deletion_protection = var.deletion_protection", "deletion_protection = false", "by accident"),
+    (
+        "secrets.tf",
+        'readers = ["dagster"] }\n    }',
+        'readers = ["kafka"] }\n    }',
+        "read by others than those who need",
+    ),
+    (
+        "secrets.tf",
+        "deletion_protection = var.deletion_protection",
+        "deletion_protection = false",
+        "by accident",
+    ),
     ("storage.tf", '["ticker=", "coverage/"', '["_commits/", "coverage/"', "must name data alone"),
     ("storage.tf", "lifecycle_rule.value + 1", "lifecycle_rule.value", "a day after its windows are frozen"),
-    ("storage.tf", "var.raw_days == null ? [] : [var.raw_days]", "[coalesce(var.raw_days, 30)]", "kept for ever unless"),
+    (
+        "storage.tf",
+        "var.raw_days == null ? [] : [var.raw_days]",
+        "[coalesce(var.raw_days, 30)]",
+        "kept for ever unless",
+    ),
     ("storage.tf", '= "enforced"', '= "inherited"', "a bucket is open"),
     ("compute.tf", '"KEEP_AUTO_SNAPSHOTS"', '"APPLY_RETENTION_POLICY"', "or go with the disk"),
-    ("compute.tf", "RAW_RETENTION_DAYS = tostring(var.raw_days)", 'RAW_RETENTION_DAYS = "30"', "from when on windows are frozen"),
-    ("compute.tf", "merge(local.common_environment, var.settings", "merge(local.common_environment", "does not reach"),
+    (
+        "compute.tf",
+        "RAW_RETENTION_DAYS = tostring(var.raw_days)",
+        'RAW_RETENTION_DAYS = "30"',
+        "from when on windows are frozen",
+    ),
+    (
+        "compute.tf",
+        "merge(local.common_environment, var.settings",
+        "merge(local.common_environment",
+        "does not reach",
+    ),
     ("bigquery.tf", "count = var.bigquery ? 1 : 0", "count = 1", "made all the same"),
     ("gke.tf", "[local.cluster_ranges.pods]", '["10.0.0.0/8"]', "from their own range"),
     ("gke.tf", "enabled = false", "enabled = true", "the cluster's API has an address"),
-    ("monitoring.tf", "google_storage_bucket.parquet.name", "google_storage_bucket.raw.name", "at another bucket"),
+    (
+        "monitoring.tf",
+        "google_storage_bucket.parquet.name",
+        "google_storage_bucket.raw.name",
+        "at another bucket",
+    ),
 ]
 
 

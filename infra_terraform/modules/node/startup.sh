@@ -30,14 +30,16 @@ for name, text in told["files"].items():
     if name.endswith(".sh"):
         path.chmod(0o755)
 lines = [f"{name}={value}\n" for name, value in sorted(told["environment"].items())]
-(root / "docker" / ".env").write_text("".join(lines))
+environment = root / "docker" / ".env"
+environment.touch(mode=0o600)
+environment.write_text("".join(lines))
 PYTHON
 }
 
 # fetch_secret FILE ID MAKE: read a secret into a file; make its first version if there is none and it is ours to make.
 fetch_secret() {
     local file=$CONF/docker/secrets/$1 id=$2 make=$3 tries=60
-    until gcloud secrets versions access latest --secret="$id" >"$file.new" 2>/run/cryptostream-secret; do
+    until gcloud secrets versions access latest --secret="$id" </dev/null >"$file.new" 2>/run/cryptostream-secret; do
         if [ "$make" = True ] && grep -q NOT_FOUND /run/cryptostream-secret; then
             head -c 32 /dev/urandom | base64 | tr -d '\n/+=' | gcloud secrets versions add "$id" --data-file=- --quiet
             continue
@@ -49,9 +51,35 @@ fetch_secret() {
         fi
         sleep 10 # the machine that makes it may not be up yet
     done
+    if ! grep -q '[^[:space:]]' "$file.new"; then
+        echo "error: secret $id: its latest version is empty; add one that is not:" \
+            "gcloud secrets versions add $id --data-file=-" >&2
+        return 1
+    fi
     # Containers read it as users of their own; nobody else is on this machine.
     chmod 644 "$file.new"
     mv "$file.new" "$file"
+}
+
+# add_secret NAME ID: a variable whose value is a secret that a person adds; until then the machine goes on without.
+add_secret() {
+    local value
+    if value=$(gcloud secrets versions access latest --secret="$2" </dev/null 2>/run/cryptostream-secret); then
+        printf "%s='%s'\n" "$1" "$value" >>"$CONF/docker/.env"
+    elif grep -q NOT_FOUND /run/cryptostream-secret; then
+        echo "secret $2 has no version yet, $1 is not set: gcloud secrets versions add $2 --data-file=-," \
+            "then google_metadata_script_runner startup"
+    else
+        echo "error: secret $2 cannot be read: $(cat /run/cryptostream-secret)" >&2
+        return 1
+    fi
+}
+
+# A command for people: `sudo dc ps`, `sudo dc logs consumer`.
+write_command() {
+    printf '#!/bin/sh\nexec docker compose --project-directory %s -f %s "$@"\n' \
+        "$CONF/docker" "$CONF/docker/$(said compose_file)" >/usr/local/bin/dc
+    chmod 755 /usr/local/bin/dc
 }
 
 start() {
@@ -61,9 +89,15 @@ start() {
         install -d -o "$owner" -g "$owner" "$DATA/$folder"
     done
 
+    local wanted=()
     if ! command -v docker >/dev/null || ! docker compose version >/dev/null 2>&1; then
+        wanted+=(docker.io docker-compose)
+    fi
+    # Google's images bring it, and where it comes from.
+    command -v gcloud >/dev/null || wanted+=(google-cloud-cli)
+    if [ ${#wanted[@]} -gt 0 ]; then
         apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends docker.io docker-compose >/dev/null
+        DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${wanted[@]}" >/dev/null
     fi
     gcloud auth configure-docker "$(said environment | awk -F'\t' '$1 == "REGISTRY_HOST" {print $2}')" --quiet
 
@@ -72,8 +106,12 @@ start() {
     said secrets | while IFS=$'\t' read -r file id make; do
         fetch_secret "$file" "$id" "$make"
     done
+    said environment_secrets | while IFS=$'\t' read -r name id; do
+        add_secret "$name" "$id"
+    done
+    write_command
     # Not --wait: the brokers of one cluster wait for each other, and restart policies see to the rest.
-    docker compose --project-directory "$CONF/docker" -f "$CONF/docker/$(said compose_file)" up -d --remove-orphans
+    /usr/local/bin/dc up -d --remove-orphans
 }
 
 start
