@@ -204,6 +204,28 @@ def test_whatever_is_broken_is_found_out(configuration: Path, tmp_path: Path) ->
     assert [break_ for break_ in BREAKS if break_[3] not in said] == [], done.stdout + done.stderr
 
 
+def test_the_guide_s_answers_are_accepted(configuration: Path, tmp_path: Path) -> None:
+    """The page's own commands write terraform.tfvars; what they write is planned."""
+    guide = (ROOT / "docs" / "deploy-gcp.md").read_text()
+    block = next(b for b in re.findall(r"^```sh\n(.*?)^```$", guide, re.M | re.S) if "terraform.tfvars" in b)
+    work = tmp_path / "work"
+    shutil.copytree(configuration.parent, work, symlinks=True)
+    (tmp_path / "gcloud").write_text("#!/bin/sh\necho someone@example.com\n")
+    (tmp_path / "gcloud").chmod(0o755)
+    subprocess.run(
+        ["bash", "-euc", block],
+        cwd=work / "infra_terraform",
+        check=True,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "PROJECT": "my-project"},
+    )
+    (work / "infra_terraform" / "tests" / "guide.tftest.hcl").write_text(
+        'mock_provider "google" {\n  override_during = plan\n}\nrun "the_guide" {\n  command = plan\n}\n'
+    )
+    done = terraform(work / "infra_terraform", "test", "-no-color", "-filter=tests/guide.tftest.hcl")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+
+
 def blocks(kind: str) -> dict[str, str]:
     """Return the text of every block `resource` of a kind (a regular expression), by `kind.name`."""
     text = "".join(path.read_text() for path in sorted(SOURCE.rglob("*.tf")))
