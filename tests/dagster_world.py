@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,3 +94,22 @@ def open_world(folder: Path, database: TestDatabase, **overrides: Any) -> Iterat
     settings = pipeline_settings(folder, database, schedule_grace_s=0, **overrides)
     with dg.DagsterInstance.local_temp(str(home)) as instance:
         yield World(folder, settings, instance)
+
+
+@contextmanager
+def open_postgres_world(folder: Path, database: TestDatabase) -> Iterator[World]:
+    """Open a world whose Dagster instance is on Postgres, as in production."""
+    home = folder / "dagster"
+    home.mkdir()
+    storage = {
+        "hostname": database.host,
+        "port": database.port,
+        "username": database.user,
+        "password": database.password,
+        "db_name": database.name,
+        "scheme": "postgresql+psycopg2",
+    }
+    config = {"storage": {"postgres": {"postgres_db": storage}}, "telemetry": {"enabled": False}}
+    (home / "dagster.yaml").write_text(json.dumps(config), encoding="utf-8")
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        yield World(folder, pipeline_settings(folder, database), instance)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from dagster import (
     AssetCheckExecutionContext,
@@ -18,6 +19,7 @@ from dagster import (
     AssetMaterialization,
     AssetRecordsFilter,
     BackfillPolicy,
+    DagsterInstance,
     DataVersion,
     Failure,
     MaterializeResult,
@@ -60,6 +62,14 @@ _NAMED = 20
 # and this keeps it from adding its own word: it is what Dagster marks assets with that have told already.
 _TOLD = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
 
+# Of a run's connections to Dagster's own database. One as old as this is not used again: so a server that was
+# started again is found again, with the retries that Dagster has for connecting. A statement of a run takes
+# milliseconds.
+_RECYCLE_S = 1
+_STATEMENT_TIMEOUT_MS = 60_000
+_MORE_CONNECTIONS = 10
+_kept = WeakSet[DagsterInstance]()
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -89,6 +99,7 @@ def build_windows(
     Raises:
         Failure: If a window cannot be built; those of a range that can be are built and told before.
     """
+    keep_connection(context.instance)
     platform: Platform = context.resources.platform
     keys = list(context.partition_keys)
     windows = dict(zip(keys, _windows(partitions, keys), strict=True))
@@ -109,6 +120,21 @@ def build_windows(
     if failed and not _verdict_follows(context):
         raise Failure(describe_failed(failed, len(keys)), allow_retries=False)
     return MaterializeResult(metadata=_TOLD)
+
+
+def keep_connection(instance: DagsterInstance) -> None:
+    """Let a run's process keep its connection to Dagster's database.
+
+    Dagster opens a new one for each statement, several for each event that is told: of quiet windows that was
+    nearly half of the time of a run over a range. Its webserver keeps them by the same call; a run, too, is
+    one instance in a process of its own, that ends. Where the storage is no server nothing happens.
+
+    Args:
+        instance: The run's.
+    """
+    if instance not in _kept:
+        instance.optimize_for_webserver(_STATEMENT_TIMEOUT_MS, _RECYCLE_S, _MORE_CONNECTIONS)
+        _kept.add(instance)
 
 
 class _Step:

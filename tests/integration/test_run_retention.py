@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,9 +13,8 @@ from dagster._core.storage.partition_status_cache import get_and_update_asset_st
 
 from cryptostream_dagster import run_retention
 from cryptostream_dagster.run_retention import forget_runs
-from tests.dagster_world import KEYS, START, WINDOW, World, book
+from tests.dagster_world import KEYS, START, WINDOW, World, book, open_postgres_world
 from tests.lake_builder import covered_minutes
-from tests.pipeline import pipeline_settings
 from tests.postgres_fixture import TestDatabase
 
 ASSETS = ("raw_orderbook", "orderbook_parquet", "ohlc_5m_ticker")
@@ -26,21 +24,8 @@ LONG_AGO = timedelta(days=40)
 
 @pytest.fixture
 def world(tmp_path: Path, database: TestDatabase) -> Iterator[World]:
-    """A Dagster instance on Postgres, as in production."""
-    home = tmp_path / "dagster"
-    home.mkdir()
-    storage = {
-        "hostname": database.host,
-        "port": database.port,
-        "username": database.user,
-        "password": database.password,
-        "db_name": database.name,
-        "scheme": "postgresql+psycopg2",
-    }
-    config = {"storage": {"postgres": {"postgres_db": storage}}, "telemetry": {"enabled": False}}
-    (home / "dagster.yaml").write_text(json.dumps(config), encoding="utf-8")
-    with dg.DagsterInstance.from_config(str(home)) as instance:
-        yield World(tmp_path, pipeline_settings(tmp_path, database), instance)
+    with open_postgres_world(tmp_path, database) as opened:
+        yield opened
 
 
 def shown(world: World) -> dict[str, Any]:
