@@ -22,8 +22,10 @@ ZONE = ZoneInfo("Asia/Seoul")
 MINUTES = 5
 
 
-def write_lake(folder: Path, tickers: int, books: int, depth: int, suffix: str, windows: int = 1) -> int:
-    """Write complete windows, from WINDOW on, into an empty folder; return the size of their lines, bytes.
+def write_lake(
+    folder: Path, tickers: int, books: int, depth: int, suffix: str, windows: int = 1, begin: Window = WINDOW
+) -> int:
+    """Write complete windows into an empty folder; return the size of their lines, bytes.
 
     Args:
         folder: Of the lake.
@@ -32,13 +34,14 @@ def write_lake(folder: Path, tickers: int, books: int, depth: int, suffix: str, 
         depth: Levels a side at most: some markets are thin, as on the exchange.
         suffix: Of the objects, which says their compression.
         windows: How many; each is a commit.
+        begin: The first one.
     """
     store = FolderStore(folder)
     layout.claim_lake(store, "simulator", str(ZONE))
-    chain = chains.open_chain(store, "orderbook", "bench", {0: 0}, lambda: {0: 0}, WINDOW.start_ms)
+    chain = chains.open_chain(store, "orderbook", "bench", {0: 0}, lambda: {0: 0}, begin.start_ms)
     offset = size = 0
     for shift in range(windows):
-        window = WINDOW.shifted(shift)
+        window = begin.shifted(shift)
         base = offset
         files: list[chains.CommitFile] = []
         for number in range(tickers):
@@ -69,7 +72,7 @@ def write_lake(folder: Path, tickers: int, books: int, depth: int, suffix: str, 
             chain.number, 0, base, offset, token, tuple(files), rows, 0, 0, (), window.end_ms + 6000
         )
         chains.write_commit(store, commit)
-    end_ms = WINDOW.shifted(windows).start_ms
+    end_ms = begin.shifted(windows).start_ms
     chains.write_progress(store, chains.Progress(chain.number, 0, offset, end_ms, end_ms + 6000))
     return size
 

@@ -149,7 +149,7 @@ class Pruned:
 def prune(
     connection: psycopg.Connection, settings: PipelineSettings, now: datetime, budget_s: float
 ) -> Pruned:
-    """Forget the commits and objects of windows that are frozen by their age.
+    """Forget the commits, objects and quarantined lines of windows that are frozen by their age.
 
     Of each partition the oldest commits go, up to the one before the first that is needed: so the rest still
     follow each other without a hole, and have all of their objects. Safe to run twice, and twice at once.
@@ -174,7 +174,7 @@ def prune(
             forgotten += count
             if time.monotonic() > deadline:
                 return Pruned(until, forgotten, done=False)
-    for name in ("prune_seal_files", "prune_subscriptions"):
+    for name in ("prune_seal_files", "prune_quarantined_lines", "prune_subscriptions"):
         arguments = {"until": until, "limit": _ROWS_A_STEP}
         while connection.execute(load_sql(_PACKAGE, name), arguments).rowcount == _ROWS_A_STEP:
             if time.monotonic() > deadline:

@@ -221,6 +221,21 @@ def test_commits_go_up_to_the_one_before_the_first_that_is_needed(pipeline: Pipe
     assert pipeline.query("SELECT base_offset FROM lake_commit ORDER BY 1") == [(1,), (2,), (4,), (5,), (6,)]
 
 
+def test_quarantined_lines_go_with_the_raw_objects_that_they_are_of(pipeline: Pipeline) -> None:
+    two_built_windows(pipeline)
+    for window in (OLD, YOUNG):
+        pipeline.lake.commit([Row(b"7", window.start_ms * 1000, "BTC")], committed=window.end)
+        pipeline.build(window)
+    told = "SELECT window_start FROM quarantined_line ORDER BY 1"
+    assert pipeline.query(told) == [(OLD.start,), (YOUNG.start,)]
+    counted = "SELECT window_start, quarantined FROM parquet_file WHERE ticker = 'BTC' ORDER BY 1"
+    before = pipeline.query(counted)
+    now = expire_the_old(pipeline)
+    assert prune(pipeline.connection, pipeline.settings, now, budget_s=60).done
+    assert pipeline.query(told) == [(YOUNG.start,)]
+    assert pipeline.query(counted) == before
+
+
 def test_what_was_forgotten_stays_frozen_when_the_setting_is_taken_back(pipeline: Pipeline) -> None:
     two_built_windows(pipeline)
     kept_for_ever = pipeline.settings
