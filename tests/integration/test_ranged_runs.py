@@ -103,7 +103,7 @@ def test_windows_that_are_not_complete_yet_hold_up_none_that_are(world: World) -
     assert world.built("ohlc_5m_ticker") == set(KEYS[:2])
     said = str(result.failure_data_for_node(f"ohlc_5m_ticker_{VERDICT}"))
     assert "2 of 4 windows were not built" in said
-    assert "minutes_through 2025-02-02 07:15 UTC" in said
+    assert "minutes_through 2025-02-02 16:15+0900" in said
 
 
 def test_a_selection_without_the_verdict_fails_by_itself(world: World) -> None:
