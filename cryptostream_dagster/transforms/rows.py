@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from cryptostream_dagster.sql import load_sql
+from cryptostream_dagster.transforms.arrow import Numbers, is_there, to_arrow, to_numpy
 from cryptostream_dagster.window import Window
 
 _PACKAGE = "cryptostream_dagster.transforms"
 _ENVELOPE = r'^\{"partition":(\d+),"offset":(\d+),'
 _UNITS = {"ask_price": "ap", "ask_size": "as", "bid_price": "bp", "bid_size": "bs"}
 _BAD_UNITS = "number in the units missing, of another type or beyond a double"
-
-Numbers = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +87,15 @@ def book_rows(lines: Lines, depth: int) -> Rows:
         depth: Levels a side.
     """
     table = lines.table
-    units = _Units(table.column("units"))
-    reasons = table.column("reason").to_numpy().copy()
-    fits: Numbers = table.column("reason").is_null().to_numpy().copy()
-    bad = fits & units.not_finite()
-    reasons[bad] = _BAD_UNITS
-    fits &= ~bad
-
+    units = _Units(_column(table, "units"))
+    reason = _column(table, "reason")
+    fits = ~(is_there(reason) | units.not_finite())
     order = total_order(lines, np.flatnonzero(fits))
     repeats = find_repeats(lines, units, order, depth)
     kept = order[~np.isin(order, repeats, assume_unique=True)] if len(repeats) else order
     quarantined = np.flatnonzero(~fits)
-    return Rows(
-        _flat(table, units, kept, depth), lines.ticker[kept], repeats, quarantined, list(reasons[quarantined])
-    )
+    reasons = [reason[at].as_py() or _BAD_UNITS for at in quarantined.tolist()]
+    return Rows(_flat(table, units, kept, depth), lines.ticker[kept], repeats, quarantined, reasons)
 
 
 def total_order(lines: Lines, chosen: Numbers) -> Numbers:
@@ -132,8 +125,10 @@ def find_repeats(lines: Lines, units: _Units, order: Numbers, depth: int) -> Num
     if not twice.any():
         return order[:0]
     chosen, run = order[twice], np.cumsum(~again)[twice]
-    totals = [_floats(lines.table, name)[chosen] for name in ("level", "total_ask_size", "total_bid_size")]
-    numbers = np.column_stack([*totals, *(column for _, column in units.levels(chosen, depth))])
+    totals = ("level", "total_ask_size", "total_bid_size")
+    others = [_floats(_column(lines.table, name))[chosen] for name in totals]
+    levels = [np.where(there, column, np.nan) for _, column, there in units.levels(chosen, depth)]
+    numbers = np.vstack([*others, *levels]).T
     # Compared as bits, where NULL is one NaN and there is no zero below zero.
     bits = np.where(np.isnan(numbers), np.nan, numbers + 0.0).view(np.uint64)
     weights = np.random.default_rng(0).integers(2**64, size=bits.shape[1], dtype=np.uint64) | np.uint64(1)
@@ -149,69 +144,72 @@ class _Units:
     """The levels of books as DuckDB gives them: lists of structs.
 
     Args:
-        column: The chunked column.
+        lists: All of them, an array.
     """
 
-    def __init__(self, column: Any) -> None:
-        lists = column.combine_chunks()
-        offsets = lists.offsets.to_numpy()
+    def __init__(self, lists: Any) -> None:
+        offsets = to_numpy(lists.offsets)
         self._start, self._length = offsets[:-1], np.diff(offsets)
         names = [lists.type.value_type.field(number).name for number in range(4)]
         fields = dict(zip(names, lists.values.flatten(), strict=True))
-        # Behind all of them one more: what a book has beyond its end. NULL is NaN from here on.
+        # If no book has a level, there is still something to take.
+        nothing = np.zeros(1)
         self._numbers = {
-            side: np.append(fields[name].to_numpy(zero_copy_only=False), np.nan)
-            for side, name in _UNITS.items()
+            side: _floats(fields[name]) if len(lists.values) else nothing for side, name in _UNITS.items()
         }
 
     def not_finite(self) -> Numbers:
         """Return for each book whether one of its numbers is NULL or not finite."""
-        total = np.sum(list(self._numbers.values()), axis=0)[:-1]
         wrong = np.zeros(len(self._length), bool)
-        if not np.isfinite(total).all():
-            book = np.repeat(np.arange(len(self._length)), self._length)
-            wrong[book[~np.isfinite(total)]] = True
+        for numbers in self._numbers.values():
+            finite = np.isfinite(numbers)
+            if not finite.all():
+                book = np.repeat(np.arange(len(self._length)), self._length)
+                wrong[book[~finite]] = True
         return wrong
 
-    def levels(self, books: Numbers, depth: int) -> Iterator[tuple[str, Numbers]]:
-        """Yield columns like `ask_price1` of some books: NaN beyond a book's end and where it is padding."""
-        start, length = self._start[books], self._length[books]
-        for level in range(depth):
-            at = np.where(length > level, start + level, -1)
-            for side in ("ask", "bid"):
-                price, size = (self._numbers[f"{side}_{what}"][at] for what in ("price", "size"))
-                padding = (price == 0) & (size == 0)
-                price[padding] = size[padding] = np.nan
-                yield f"{side}_price{level + 1}", price
-                yield f"{side}_size{level + 1}", size
+    def levels(self, books: Numbers, depth: int) -> Iterator[tuple[str, Numbers, Numbers]]:
+        """Yield the columns of a side, like `ask_price`: a row per level of the numbers of some books.
+
+        With them comes which of the numbers are there: none beyond a book's end, and none that is padding.
+        """
+        level = np.arange(depth)[:, np.newaxis]
+        at = self._start[books] + level
+        beyond = self._length[books] <= level
+        for side in ("ask", "bid"):
+            columns = [f"{side}_price", f"{side}_size"]
+            price, size = (np.take(self._numbers[column], at, mode="clip") for column in columns)
+            there = ~(beyond | (price == 0) & (size == 0))
+            yield columns[0], price, there
+            yield columns[1], size, there
 
 
 def _flat(table: Any, units: _Units, rows: Numbers, depth: int) -> Any:
-    def instants(us: Numbers) -> Any:
-        return pa.array(us).cast(pa.timestamp("us", tz="UTC"))
-
-    at = pa.array(rows)
+    instant = pa.timestamp("us", tz="UTC")
     columns = {
-        "exchange_time": instants(_numbers(table, "tms")[rows] * 1000),
-        "received_time": instants(_numbers(table, "received_us")[rows]),
-        **{
-            name: table.column(name).take(at)
-            for name in ("stream_type", "level", "total_ask_size", "total_bid_size")
-        },
+        "exchange_time": to_arrow(instant, _numbers(table, "tms")[rows] * 1000),
+        "received_time": to_arrow(instant, _numbers(table, "received_us")[rows]),
     }
-    # One at a time: all of them twice would be most of a batch's memory. NaN is NULL.
-    columns |= {name: pa.array(column, from_pandas=True) for name, column in units.levels(rows, depth)}
-    for name in ("connection", "partition", "offset"):
-        columns[name] = table.column(name).take(at)
-    return pa.table(columns)
+    for name, numbers, there in units.levels(rows, depth):
+        bits = np.packbits(there, axis=1, bitorder="little")
+        for level in range(depth):
+            columns[f"{name}{level + 1}"] = to_arrow(pa.float64(), numbers[level], bits[level])
+    others = ["stream_type", "level", "total_ask_size", "total_bid_size", "connection", "partition", "offset"]
+    taken = table.select(others).take(to_arrow(pa.int64(), rows))
+    return pa.table(columns | dict(zip(others, taken.columns, strict=True)))
+
+
+def _column(table: Any, name: str) -> Any:
+    """Return a column as one array, which it is already unless a ticker has more lines than a chunk."""
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _numbers(table: Any, name: str) -> Numbers:
-    """Return a column of integers; 0 for NULL, which only lines that do not fit have."""
-    column: Numbers = table.column(name).fill_null(0).to_numpy()
-    return column
+    """Return a column of integers; anything for NULL, which only lines that do not fit have."""
+    return to_numpy(_column(table, name))
 
 
-def _floats(table: Any, name: str) -> Numbers:
-    column: Numbers = table.column(name).to_numpy()
-    return column
+def _floats(array: Any) -> Numbers:
+    """Return an array of doubles; NaN for NULL."""
+    return np.where(is_there(array), to_numpy(array), np.nan) if array.null_count else to_numpy(array)

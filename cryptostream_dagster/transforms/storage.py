@@ -64,6 +64,11 @@ class Storage:
         """Whether the objects are files of this machine."""
         return bool(self.filesystem.type_name == "local")
 
+    @property
+    def connections(self) -> int:
+        """How many requests at once are worth a thread: a folder does not keep anybody waiting."""
+        return 2 if self.is_local else CONNECTIONS
+
     def locate(self, path: str) -> str:
         """Return the full path on the filesystem."""
         return f"{self.root}/{path}"
