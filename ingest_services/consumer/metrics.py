@@ -94,6 +94,13 @@ COMMIT_SECONDS = Histogram(
 )
 
 
+def begin(sections: Iterable[str]) -> None:
+    """Let the counters of some sections begin at zero: one that is born with a number shows no increase."""
+    for section in sections:
+        for counter in (COMMITS, FENCED, MISSING, LATE):
+            counter.labels(section)
+
+
 class Watched(Protocol):
     """A carrier at work."""
 

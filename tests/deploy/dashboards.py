@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tests.deploy.compose import DOCKER
+from tests.deploy.compose import DOCKER, ROOT
 
 # What the processes tell by themselves; everything else is Prometheus' own (`up`) or a function.
 METRIC = re.compile(r"\b(?:cryptostream|process)_[a-z_]+")
@@ -18,10 +18,23 @@ METRIC = re.compile(r"\b(?:cryptostream|process)_[a-z_]+")
 
 @dataclass(frozen=True)
 class Query:
-    """A question, and who asks it."""
+    """A question, who asks it, and the text that names labels of the answer."""
 
     where: str
     text: str
+    legend: str = ""
+
+    @property
+    def told_labels(self) -> set[str]:
+        """Labels that the legend or the annotations show."""
+        return set(re.findall(r"\{\{\s*(?:\$labels\.)?([a-z_]+)\s*\}\}", self.legend))
+
+    @property
+    def labels(self) -> set[str]:
+        """All labels that the question and its legend name."""
+        kept = [name for names in re.findall(r"\bby \(([^)]*)\)", self.text) for name in names.split(",")]
+        chosen = re.findall(r"[{,]\s*([a-z_]+)\s*(?:=~|!~|!=|=)", self.text)
+        return {name.strip() for name in kept} | set(chosen) | self.told_labels
 
 
 def panels() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -44,12 +57,32 @@ def alarms() -> Iterator[dict[str, Any]]:
 def of_prometheus() -> list[Query]:
     """Return every PromQL expression."""
     found = [
-        Query(f"{board}: {panel['title']}", target["expr"])
+        Query(f"{board}: {panel['title']}", target["expr"], target.get("legendFormat", ""))
         for board, panel in panels()
         for target in panel["targets"]
         if "expr" in target
     ]
-    return found + [Query(f"rules.yml: {rule['alert']}", rule["expr"]) for rule in rules()]
+    return found + [
+        Query(f"rules.yml: {rule['alert']}", rule["expr"], rule["annotations"]["summary"]) for rule in rules()
+    ]
+
+
+def documented_labels() -> dict[str, set[str]]:
+    """Return the labels of each metric as docs/metrics.md has them, which a test compares with the code."""
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    found = {}
+    for title, prefix, always in (
+        ("What a producer tells", "cryptostream_producer_", {"section"}),
+        ("What a consumer tells", "cryptostream_consumer_", set()),
+        ("What both tell", "", set()),
+    ):
+        part = page.split(f"## {title}\n")[1].split("\n## ")[0]
+        for name, kind, labels in re.findall(r"^\| `([a-z_]+)` \| (\w+) \| ([^|]*)\|", part, re.MULTILINE):
+            own = {label.strip() for label in labels.split(",") if label.strip()} | always
+            found[prefix + name] = own
+            if kind == "histogram":
+                found[f"{prefix}{name}_bucket"] = own | {"le"}
+    return found
 
 
 def of_postgres() -> list[Query]:

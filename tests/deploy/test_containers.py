@@ -6,6 +6,8 @@ file says. So neither a command, a setting, a health check nor a condition of th
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +24,7 @@ from cryptostream_dagster.local.status import fetch_json
 from tests.broker import running_broker
 from tests.deploy import dashboards
 from tests.deploy.compose import DOCKER, Containers, image, resolve, running
+from tests.deploy.prometheus_server import Prometheus, running_prometheus
 from tests.fake_gcs import FakeGcs
 from tests.postgres_fixture import TestDatabase
 
@@ -47,6 +50,14 @@ topic_name=orderbook
 partition_number=1
 group_name=gcs_consumer
 """
+METRICS_PORTS = {"producer": "9101", "consumer": "9102"}
+# What has no series before it happens, or before a claim was looked at, which is once a minute.
+EVENTS = {
+    "cryptostream_consumer_claim_behind_seconds",
+    "cryptostream_producer_reconnects_total",
+    "cryptostream_producer_spool_oldest_age_seconds",
+    "cryptostream_consumer_store_retries_total",
+}
 OUTSIDE = frozenset({"kafka", "kafka-ui", "postgres", "gcs"})
 HISTORY_MINUTES = 12
 
@@ -141,20 +152,40 @@ def containers(
             yield ours
 
 
+def ask_everything(prometheus: Prometheus) -> None:
+    """Have Prometheus ask the processes all that dashboards and alarms ask."""
+    for query in dashboards.of_prometheus():
+        series = prometheus.series(query.text)
+        if query.where.startswith("rules.yml"):
+            continue
+        assert series or set(dashboards.METRIC.findall(query.text)) <= EVENTS, f"{query.where}: no answer"
+        for labels in series:
+            assert query.told_labels <= labels.keys(), f"{query.where}: {labels}"
+    told = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
+    assert {rule["name"] for rule in told} == {rule["alert"] for rule in dashboards.rules()}
+    for rule in told:
+        assert rule["health"] == "ok", rule
+        assert rule["state"] != "firing", rule
+
+
 @pytest.mark.timeout(300)
 def test_what_the_containers_start_makes_candles_and_stops_in_order(
-    containers: Containers, database: TestDatabase
+    containers: Containers, database: TestDatabase, tmp_path: Path
 ) -> None:
     containers.up()
     url = f"http://{LOOPBACK}:{containers.words['3000']}"
     assert fetch_json(f"{url}/server_info") is not None
     exported: set[str] = set()
-    for port in ("9101", "9102"):
+    for port in METRICS_PORTS.values():
         metrics = f"http://{LOOPBACK}:{containers.words[port]}/metrics"
         with urllib.request.urlopen(metrics, timeout=10) as answer:
             exported |= dashboards.metric_names(answer.read().decode())
     for query in dashboards.of_prometheus():
         assert exported.issuperset(dashboards.METRIC.findall(query.text)), query
+    if shutil.which("prometheus") or os.environ.get("CI"):
+        ports = {job: int(containers.words[port]) for job, port in METRICS_PORTS.items()}
+        with running_prometheus(tmp_path, ports) as prometheus:
+            ask_everything(prometheus)
     deadline = time.monotonic() + 120
     with psycopg.connect(database.dsn, autocommit=True) as connection:
         while not (
