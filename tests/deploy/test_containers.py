@@ -161,6 +161,9 @@ def ask_everything(prometheus: Prometheus) -> None:
         assert series or set(dashboards.METRIC.findall(query.text)) <= EVENTS, f"{query.where}: no answer"
         for labels in series:
             assert query.told_labels <= labels.keys(), f"{query.where}: {labels}"
+    for alarm in dashboards.alarms():
+        for part in alarm["data"]:
+            assert "expr" not in part["model"] or prometheus.series(part["model"]["expr"]) == []
     told = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
     assert {rule["name"] for rule in told} == {rule["alert"] for rule in dashboards.rules()}
     for rule in told:
