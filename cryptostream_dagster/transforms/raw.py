@@ -58,9 +58,9 @@ def read_lines(raw: Storage, item: RawObject) -> Any:
     if stored is None:
         raise ObjectGone(raw.url, item.path)
     if len(stored) != item.bytes:
-        raise UserError(f"{where}: has {len(stored)} bytes, its commit says {item.bytes}")
+        raise _altered(where, f"has {len(stored)} bytes, its commit says {item.bytes}")
     if (found := f"{crc32c(stored):08x}") != item.crc32c:
-        raise UserError(f"{where}: has crc32c {found}, its commit says {item.crc32c}")
+        raise _altered(where, f"has crc32c {found}, its commit says {item.crc32c}")
     try:
         content = decompress(item.path, stored)
     except zstandard.ZstdError as error:
@@ -79,6 +79,14 @@ def read_lines(raw: Storage, item: RawObject) -> Any:
     except pa.ArrowInvalid:
         return pa.array(map(_text, bytes(content).split(b"\n")[:-1]), pa.large_string())
     return lines
+
+
+def _altered(where: str, what: str) -> UserError:
+    """Say what is wrong with an object that is not what was written, and what to do."""
+    return UserError(
+        f"{where}: {what}. It was altered since: bring back what was written, then materialize the window "
+        "again; until then it stays as it was built"
+    )
 
 
 def _text(line: bytes) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -177,6 +178,18 @@ def test_what_was_known_at_any_instant_can_be_asked_later(pipeline: Pipeline) ->
     )
     for one, other in pairwise(spans):
         assert one[:2] != other[:2] or (one[3] is not None and one[3] <= other[2])
+
+
+def test_the_page_names_every_column_of_coverage(pipeline: Pipeline) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "candles.md").read_text().split("`coverage_5m` has")[1]
+    named = [
+        name for row in re.findall(r"^\| ([^|]+) \|", page, re.MULTILINE) for name in row.split("`")[1::2]
+    ]
+    columns = pipeline.query(
+        "SELECT column_name FROM information_schema.columns WHERE table_name = 'coverage_5m' "
+        "ORDER BY ordinal_position"
+    )
+    assert named == [name for (name,) in columns]
 
 
 # ── partitions ────────────────────────────────────────

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cryptostream_dagster.settings import PipelineSettings
-from cryptostream_dagster.transforms.schema import book_columns
+from cryptostream_dagster.transforms.schema import CANDLE_COLUMNS, book_columns
 from ingest_services import config
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +68,14 @@ def test_the_files_that_the_readme_and_docs_link_to_exist() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_table_of_the_candles_columns_is_the_declared_one() -> None:
+    page = (ROOT / "docs" / "candles.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", page, re.MULTILINE) == [
+        (column.name, f"{column.kind}, may be NULL" if column.nullable else column.kind, column.description)
+        for column in CANDLE_COLUMNS
+    ]
 
 
 def test_the_table_of_the_parquet_columns_is_the_declared_schema() -> None:
