@@ -474,7 +474,7 @@ def _find_work(connection: psycopg.Connection, settings: PipelineSettings) -> tu
     raw = open_raw(settings)
     now = datetime.now(UTC)
     first = settings.first_window
-    candidates = find_candidates(connection, first, _MOST_CANDIDATES)
+    candidates = find_candidates(connection, first, limit=_MOST_CANDIDATES)
     until = frozen_until(connection, settings, now)
     frozen = 0
     for candidate in candidates:

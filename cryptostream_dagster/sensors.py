@@ -91,7 +91,7 @@ def _tick(instance: DagsterInstance, platform: Platform) -> SensorResult | SkipR
         enter_empty_windows(connection, until)
         now = datetime.now(UTC)
         oldest = max(settings.first_window, frozen_until(connection, settings, now) or settings.first_window)
-        candidates = find_candidates(connection, oldest)
+        candidates = find_candidates(connection, oldest, until)
         in_flight = windows_of_runs(
             (run.tags for run in unfinished), (candidate.window for candidate in candidates)
         )

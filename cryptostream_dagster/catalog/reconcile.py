@@ -168,15 +168,20 @@ def _group(ready: Sequence[Candidate], policy: Policy) -> list[Request]:
     return [Request(tuple(group), group[0].requests + 1) for group in groups]
 
 
-def find_candidates(connection: psycopg.Connection, since: datetime, limit: int = 1000) -> list[Candidate]:
+def find_candidates(
+    connection: psycopg.Connection, since: datetime, until: datetime | None = None, limit: int = 1000
+) -> list[Candidate]:
     """Return windows whose built state is behind: those tried least first, of these the newest first.
 
     Args:
         connection: In autocommit mode.
         since: Older windows have no partition.
+        until: Windows that end later are left out; None: none is. Windows that are not complete would hold up
+            older ones that are, if there are more of them than the limit.
         limit: How many at most.
     """
-    rows = connection.execute(load_sql(_PACKAGE, "candidates"), {"since": since, "limit": limit})
+    arguments = {"since": since, "until": until and until - WINDOW, "limit": limit}
+    rows = connection.execute(load_sql(_PACKAGE, "candidates"), arguments)
     return [Candidate(Window.at(row[0]), *row[1:]) for row in rows]
 
 

@@ -168,6 +168,17 @@ def test_the_sensor_builds_what_is_complete_once_and_again_when_it_grew(world: W
     assert world.tick() == []
 
 
+def test_windows_that_are_not_complete_hold_up_none_that_is_however_many_they_are(world: World) -> None:
+    """A consumer is dead for days while the others go on, and Dagster was not there before."""
+    world.lake.commit([book(0, 100)])
+    world.lake.through(WINDOW.end)
+    world.query(
+        "INSERT INTO lake_window (window_start, rows, revision) SELECT start, 1, 1 FROM generate_series("
+        f"'{WINDOW.end}'::timestamptz, '{WINDOW.shifted(1001).start}', '5 minutes') AS start RETURNING 1"
+    )
+    assert [request.partition_key for request in world.tick()] == [KEYS[0]]
+
+
 def test_the_sensor_tries_again_what_failed(world: World) -> None:
     world.lake.commit([book(0, 100)])
     world.lake.through(WINDOW.end)
