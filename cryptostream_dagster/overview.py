@@ -174,7 +174,7 @@ def look(settings: PipelineSettings, asked: Asked, now: datetime) -> Overview:
     services += [_ask_group("consumer", ports) for ports in asked.consumers] or [
         Service("consumers", None, "say where: --consumer-port")
     ]
-    services += _ask_dagster(asked.dagster)
+    services += _ask_dagster(asked.dagster, now)
     services.append(_well("lake", lambda: _read_lake(settings, overview)))
     services.append(_well("warehouse", lambda: _ask_warehouse(settings, overview)))
     return overview
@@ -249,7 +249,7 @@ def _ask_group(kind: str, ports: Iterable[int]) -> Service:
     return Service(f"{kind} :{port}", False, line)
 
 
-def _ask_dagster(url: str | None) -> list[Service]:
+def _ask_dagster(url: str | None, now: datetime) -> list[Service]:
     if url is None:
         return [Service("Dagster", None, "say where: --dagster URL")]
     request = urllib.request.Request(  # noqa: S310 - a URL that a person gave
@@ -263,7 +263,7 @@ def _ask_dagster(url: str | None) -> list[Service]:
         daemons = told["data"]["instance"]["daemonHealth"]["allDaemonStatuses"]
         return [
             Service("Dagster", True, url),
-            *(_daemon(daemon) for daemon in daemons if daemon["required"]),
+            *(_daemon(daemon, now) for daemon in daemons if daemon["required"]),
         ]
     except (OSError, HTTPException) as error:
         return [Service("Dagster", False, f"{url}: {getattr(error, 'reason', error)}")]
@@ -271,10 +271,12 @@ def _ask_dagster(url: str | None) -> list[Service]:
         return [Service("Dagster", False, f"{url}: something else answers there")]
 
 
-def _daemon(told: dict[str, Any]) -> Service:
+def _daemon(told: dict[str, Any], now: datetime) -> Service:
     name = f"daemon {told['daemonType'].lower()}"
     beat = told["lastHeartbeatTime"]
-    since = f"last heard {datetime.fromtimestamp(beat, UTC):%Y-%m-%d %H:%M:%S} UTC" if beat else "never heard"
+    # One that was heard while we asked others was heard now.
+    age = max(timedelta(), now - datetime.fromtimestamp(beat, UTC)) if beat else None
+    since = "never heard" if age is None else f"heard {in_words(age)} ago"
     return Service(name, bool(told["healthy"]), since)
 
 

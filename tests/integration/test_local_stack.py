@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -100,6 +101,8 @@ def test_status_finds_whatever_the_stack_runs(local_stack: LocalStack) -> None:
     kinds = [service["name"].partition(" :")[0] for service in told["services"]]
     assert kinds[:3] == ["producer", "consumer", "Dagster"]
     assert {"daemon scheduler", "daemon sensor", "lake", "warehouse"} <= set(kinds)
+    daemons = [service["detail"] for service in told["services"] if service["name"].startswith("daemon")]
+    assert all(re.fullmatch(r"heard \d+ s ago", detail) for detail in daemons), daemons
     assert {claim["partition"] for claim in told["claims"]} == {0, 1}
     assert told["windows"]
 
