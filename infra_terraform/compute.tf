@@ -79,6 +79,9 @@ module "pipeline" {
     postgres_password       = { id = local.secret_ids["postgres-password"], make = true }
     grafana_reader_password = { id = local.secret_ids["grafana-reader-password"], make = true }
   }
+
+  # The way out, for its first boot.
+  depends_on = [google_compute_router_nat.this]
 }
 
 module "dagster" {
@@ -113,4 +116,7 @@ module "dagster" {
     grafana_password        = { id = local.secret_ids["grafana-password"], make = true }
   }
   environment_secrets = var.alert_webhook ? { ALERT_WEBHOOK_URL = local.secret_ids["alert-webhook-url"] } : {}
+
+  # The way out, for its first boot.
+  depends_on = [google_compute_router_nat.this]
 }

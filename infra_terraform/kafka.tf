@@ -36,4 +36,7 @@ module "kafka" {
     KAFKA_MIN_ISR         = tostring(var.kafka.min_isr)
     KAFKA_RETENTION_HOURS = tostring(var.kafka.retention_hours)
   })
+
+  # The way out, for its first boot.
+  depends_on = [google_compute_router_nat.this]
 }

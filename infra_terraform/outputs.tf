@@ -7,10 +7,11 @@ locals {
 output "tunnels" {
   description = "Commands that bring the user interfaces to this machine's loopback."
   value = {
-    dagster  = "${format(local.tunnel, module.dagster.name)} -L 3000:127.0.0.1:3000   # http://127.0.0.1:3000"
-    grafana  = "${format(local.tunnel, module.dagster.name)} -L 3001:127.0.0.1:3001   # http://127.0.0.1:3001"
-    kafka_ui = "${format(local.tunnel, module.pipeline.name)} -L 8080:127.0.0.1:8080   # http://127.0.0.1:8080"
-    postgres = "${format(local.tunnel, module.pipeline.name)} -L 5432:127.0.0.1:5432   # psql -h 127.0.0.1 -U cryptostream"
+    dagster    = "${format(local.tunnel, module.dagster.name)} -L 3000:127.0.0.1:3000   # http://127.0.0.1:3000"
+    grafana    = "${format(local.tunnel, module.dagster.name)} -L 3001:127.0.0.1:3001   # http://127.0.0.1:3001"
+    prometheus = "${format(local.tunnel, module.dagster.name)} -L 9090:127.0.0.1:9090   # http://127.0.0.1:9090"
+    kafka_ui   = "${format(local.tunnel, module.pipeline.name)} -L 8080:127.0.0.1:8080   # http://127.0.0.1:8080"
+    postgres   = "${format(local.tunnel, module.pipeline.name)} -L 5432:127.0.0.1:5432   # psql -h 127.0.0.1 -U cryptostream"
   }
 }
 

@@ -116,6 +116,26 @@ def test_our_own_commands_are_there(command: str) -> None:
     assert f"ingest_services {command.strip()}" in done.stdout
 
 
+def test_there_is_a_tunnel_to_every_user_interface() -> None:
+    outputs = (SOURCE / "outputs.tf").read_text()
+    assert "--tunnel-through-iap" in outputs
+    tunnels = re.findall(r"module\.(\w+)\.name\)} -L (\d+):127\.0\.0\.1:(\d+)", outputs)
+    there = {("pipeline", "5432")}
+    for role in ("pipeline", "dagster"):
+        for service in resolve(f"compose.{role}.yaml", None, NODE_SETTINGS)["services"].values():
+            ports = service.get("ports", ())
+            there |= {(role, port["published"]) for port in ports if port.get("host_ip") == "127.0.0.1"}
+    assert {(role, remote) for role, _, remote in tunnels} == there
+    assert all(local == remote for _, local, remote in tunnels)
+
+
+def test_the_state_is_in_the_bucket_that_the_bootstrap_makes() -> None:
+    name = re.search(r'name += "\$\{var\.project\}(.*)"', (SOURCE / "bootstrap" / "main.tf").read_text())
+    assert name
+    assert f"terraform init -backend-config=bucket=$PROJECT{name[1]}" in ALL
+    assert 'backend "gcs"' in CODE
+
+
 def test_the_start_up_script_brings_what_the_pages_use() -> None:
     script = (SOURCE / "modules" / "node" / "startup.sh").read_text()
     assert "/usr/local/bin/dc" in script

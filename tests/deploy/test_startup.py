@@ -40,8 +40,16 @@ case "$(basename "$0") $*" in
         id=$(sed 's/.*--secret=//' <<<"$*")
         if [ -f "$WORLD/denied" ]; then echo PERMISSION_DENIED >&2; exit 1; fi
         if [ -f "$WORLD/secrets/$id" ]; then cat "$WORLD/secrets/$id"; else echo NOT_FOUND >&2; exit 1; fi ;;
-    "gcloud secrets versions add"*) cat > "$WORLD/secrets/$4" ;;
-    "sleep"*) echo "made elsewhere" > "$WORLD/secrets/cryptostream-grafana-password" ;;
+    "gcloud secrets versions add"*)
+        if [ -f "$WORLD/not yet" ]; then echo PERMISSION_DENIED >&2; exit 1; fi
+        cat > "$WORLD/secrets/$4" ;;
+    "apt-get"* | "docker compose"*" up "*)
+        if [ -f "$WORLD/not yet" ]; then echo "not yet" >&2; exit 1; fi
+        rm -f "$WORLD/bare" ;;
+    "docker compose version") [ ! -f "$WORLD/bare" ] ;;
+    "sleep"*)
+        rm -f "$WORLD/not yet"
+        [ -f "$WORLD/nobody" ] || echo "made elsewhere" > "$WORLD/secrets/cryptostream-grafana-password" ;;
 esac
 """
 
@@ -55,7 +63,7 @@ class Machine:
         (folder / "secrets").mkdir()
         (folder / "run").mkdir()
         (folder / "usr/local/bin").mkdir(parents=True)
-        for name in ("curl", "gcloud", "docker", "sleep"):
+        for name in ("apt-get", "curl", "gcloud", "docker", "sleep"):
             program = folder / "bin" / name
             program.write_text(STAND_IN)
             program.chmod(0o755)
@@ -143,8 +151,42 @@ def test_a_webhook_is_a_secret_that_a_person_adds_and_the_machine_does_not_wait_
     assert machine.boot().returncode == 0
     assert "ALERT_WEBHOOK_URL='https://hooks.example.com/T0/$a b'\n" in machine.read("docker/.env")
     assert (tmp_path / "etc/cryptostream/docker/.env").stat().st_mode & 0o077 == 0
-    (tmp_path / "denied").touch()
-    assert machine.boot().returncode != 0
+
+
+def test_rights_and_routes_that_come_late_are_waited_for(machine: Machine) -> None:
+    """The first boot may be earlier than the right to make a secret, to pull an image, or the way out."""
+    (machine.folder / "bare").touch()
+    (machine.folder / "not yet").touch()
+    said = machine.boot()
+    assert said.returncode == 0, said.stderr
+    calls = machine.calls()
+    assert calls.count("apt-get update") == 2
+    assert "apt-get install -qq -y --no-install-recommends docker.io docker-compose" in calls
+    (machine.folder / "secrets" / "cryptostream-postgres-password").unlink()
+    (machine.folder / "calls").unlink()
+    (machine.folder / "not yet").touch()
+    assert machine.boot().returncode == 0
+    assert machine.calls().count("versions add cryptostream-postgres-password") == 2
+    assert re.fullmatch(r"[A-Za-z0-9]{30,44}", machine.read("docker/secrets/postgres_password"))
+    (machine.folder / "calls").unlink()
+    (machine.folder / "not yet").touch()
+    assert machine.boot().returncode == 0
+    assert machine.calls().count(" up -d") == 2
+
+
+@pytest.mark.parametrize("what", ["nobody", "denied"])
+def test_a_secret_that_cannot_be_read_is_waited_for_ten_minutes_and_then_named(
+    machine: Machine, what: str
+) -> None:
+    (machine.folder / what).touch()
+    (machine.folder / "secrets" / "cryptostream-postgres-password").write_text("there")
+    said = machine.boot()
+    assert said.returncode != 0
+    name = "grafana-password" if what == "nobody" else "postgres-password"
+    reason = "NOT_FOUND" if what == "nobody" else "PERMISSION_DENIED"
+    assert said.stderr.splitlines()[-1] == f"error: secret cryptostream-{name} cannot be read: {reason}"
+    assert machine.calls().count("sleep 10") == 59
+    assert " up -d" not in machine.calls()
 
 
 def test_a_person_has_a_command_for_the_machine_s_containers(machine: Machine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -74,6 +75,7 @@ def files_given(role: str) -> set[str]:
             str(path.relative_to(DOCKER))
             for folder in ("prometheus", "grafana")
             for path in (DOCKER / folder).rglob("*")
+            if path.is_file()
         }
         return yaml_files | folders
     own = next(
@@ -82,6 +84,12 @@ def files_given(role: str) -> set[str]:
         if f"compose.{role}" in found
     )
     return set(re.findall(r'"(.*?)"', own))
+
+
+def test_what_a_machine_is_told_fits_into_its_metadata() -> None:
+    """Google takes 256 KiB a value."""
+    told = sum(len(json.dumps((DOCKER / name).read_text())) for name in files_given("dagster"))
+    assert told < 200 * 1024
 
 
 @pytest.mark.parametrize("role", ["kafka", "pipeline", "dagster"])

@@ -36,24 +36,48 @@ environment.write_text("".join(lines))
 PYTHON
 }
 
-# fetch_secret FILE ID MAKE: read a secret into a file; make its first version if there is none and it is ours to make.
-fetch_secret() {
-    local file=$CONF/docker/secrets/$1 id=$2 make=$3 tries=60
-    until gcloud secrets versions access latest --secret="$id" </dev/null >"$file.new" 2>/run/cryptostream-secret; do
-        if [ "$make" = True ] && grep -q NOT_FOUND /run/cryptostream-secret; then
-            head -c 32 /dev/urandom | base64 | tr -d '\n/+=' | gcloud secrets versions add "$id" --data-file=- --quiet
-            continue
+# again COMMAND…: until it succeeds, for ten minutes. Rights and routes that were just made take effect late.
+again() {
+    local tries=60
+    until "$@"; do
+        tries=$((tries - 1))
+        if [ "$tries" = 0 ]; then
+            echo "error: for ten minutes this failed: $*" >&2
+            return 1
+        fi
+        sleep 10
+    done
+}
+
+# read_secret ID MAKE: print a secret, waiting for whoever makes it; make its first version if there is none and it is
+# ours to make. Status 2: it has no version, and MAKE is `person`.
+read_secret() {
+    local id=$1 make=$2 tries=60 said=/run/cryptostream-secret
+    until gcloud secrets versions access latest --secret="$id" </dev/null 2>"$said"; do
+        if grep -q NOT_FOUND "$said"; then
+            if [ "$make" = person ]; then
+                return 2
+            elif [ "$make" = True ] && head -c 32 /dev/urandom | base64 | tr -d '\n/+=' |
+                gcloud secrets versions add "$id" --data-file=- --quiet 2>"$said" >&2; then
+                continue
+            fi
         fi
         tries=$((tries - 1))
         if [ "$tries" = 0 ]; then
-            echo "error: secret $id cannot be read: $(cat /run/cryptostream-secret)" >&2
+            echo "error: secret $id cannot be read: $(cat "$said")" >&2
             return 1
         fi
-        sleep 10 # the machine that makes it may not be up yet
+        sleep 10
     done
+}
+
+# fetch_secret FILE ID MAKE: a secret as a file.
+fetch_secret() {
+    local file=$CONF/docker/secrets/$1
+    read_secret "$2" "$3" >"$file.new"
     if ! grep -q '[^[:space:]]' "$file.new"; then
-        echo "error: secret $id: its latest version is empty; add one that is not:" \
-            "gcloud secrets versions add $id --data-file=-" >&2
+        echo "error: secret $2: its latest version is empty; add one that is not:" \
+            "gcloud secrets versions add $2 --data-file=-" >&2
         return 1
     fi
     # Containers read it as users of their own; nobody else is on this machine.
@@ -63,15 +87,15 @@ fetch_secret() {
 
 # add_secret NAME ID: a variable whose value is a secret that a person adds; until then the machine goes on without.
 add_secret() {
-    local value
-    if value=$(gcloud secrets versions access latest --secret="$2" </dev/null 2>/run/cryptostream-secret); then
-        printf "%s='%s'\n" "$1" "$value" >>"$CONF/docker/.env"
-    elif grep -q NOT_FOUND /run/cryptostream-secret; then
+    local value status=0
+    value=$(read_secret "$2" person) || status=$?
+    if [ "$status" = 2 ]; then
         echo "secret $2 has no version yet, $1 is not set: gcloud secrets versions add $2 --data-file=-," \
             "then google_metadata_script_runner startup"
+    elif [ "$status" = 0 ]; then
+        printf "%s='%s'\n" "$1" "$value" >>"$CONF/docker/.env"
     else
-        echo "error: secret $2 cannot be read: $(cat /run/cryptostream-secret)" >&2
-        return 1
+        return "$status"
     fi
 }
 
@@ -83,6 +107,7 @@ write_command() {
 }
 
 start() {
+    export HOME=${HOME:-/root} # a service has none; Docker's and Google's settings are there
     curl -sSf -H 'Metadata-Flavor: Google' "$METADATA" -o /run/cryptostream.json
     mount_data /dev/disk/by-id/google-data "$DATA"
     said folders | while read -r folder owner; do
@@ -96,8 +121,9 @@ start() {
     # Google's images bring it, and where it comes from.
     command -v gcloud >/dev/null || wanted+=(google-cloud-cli)
     if [ ${#wanted[@]} -gt 0 ]; then
-        apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${wanted[@]}" >/dev/null
+        export DEBIAN_FRONTEND=noninteractive
+        again apt-get update -qq
+        again apt-get install -qq -y --no-install-recommends "${wanted[@]}" >/dev/null
     fi
     gcloud auth configure-docker "$(said environment | awk -F'\t' '$1 == "REGISTRY_HOST" {print $2}')" --quiet
 
@@ -111,7 +137,7 @@ start() {
     done
     write_command
     # Not --wait: the brokers of one cluster wait for each other, and restart policies see to the rest.
-    /usr/local/bin/dc up -d --remove-orphans
+    again /usr/local/bin/dc up -d --remove-orphans
 }
 
 start
