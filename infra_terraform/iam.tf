@@ -17,15 +17,13 @@ resource "google_service_account" "role" {
   depends_on = [google_project_service.this]
 }
 
-resource "google_project_iam_member" "telemetry" {
-  for_each = {
-    for pair in setproduct(keys(local.roles), ["roles/logging.logWriter", "roles/monitoring.metricWriter"]) :
-    "${pair[0]} ${pair[1]}" => { role = pair[1], account = pair[0] }
-  }
+# What the start-up script says is in the project's log, too. (Metrics are Prometheus' own; nobody writes any to Google.)
+resource "google_project_iam_member" "log" {
+  for_each = local.roles
 
   project = var.project
-  role    = each.value.role
-  member  = google_service_account.role[each.value.account].member
+  role    = "roles/logging.logWriter"
+  member  = google_service_account.role[each.key].member
 }
 
 # The consumer creates and reads; what was created nobody can change, whatever bug a consumer has.

@@ -77,7 +77,7 @@ variable "operators" {
 }
 
 variable "kafka" {
-  description = "The brokers: machine type, disk (GB), replicas of a partition, how many must have a record before it counts, hours that records are kept."
+  description = "The brokers: machine type, disk (GB; each has every record, compressed: 250 for the whole exchange), replicas of a partition, how many must have a record before it counts, hours that records are kept."
   type = object({
     machine_type    = optional(string, "e2-medium")
     disk_gb         = optional(number, 100)
@@ -86,6 +86,11 @@ variable "kafka" {
     retention_hours = optional(number, 72)
   })
   default = {}
+
+  validation {
+    condition     = var.kafka.disk_gb >= 10
+    error_message = "kafka.disk_gb must be at least 10; a disk may grow later, never shrink."
+  }
 
   validation {
     condition     = contains([2, 3], var.kafka.replication)
@@ -110,6 +115,11 @@ variable "pipeline" {
     disk_gb      = optional(number, 200)
   })
   default = {}
+
+  validation {
+    condition     = var.pipeline.disk_gb >= 10
+    error_message = "pipeline.disk_gb must be at least 10; a disk may grow later, never shrink."
+  }
 }
 
 variable "dagster" {
@@ -119,6 +129,11 @@ variable "dagster" {
     disk_gb      = optional(number, 100)
   })
   default = {}
+
+  validation {
+    condition     = var.dagster.disk_gb >= 10
+    error_message = "dagster.disk_gb must be at least 10; a disk may grow later, never shrink."
+  }
 }
 
 variable "image_tag" {

@@ -133,6 +133,40 @@ run "a_secret_among_the_settings" {
   expect_failures = [var.settings]
 }
 
+run "a_region_by_its_city" {
+  command = plan
+  variables {
+    region = "Seoul"
+  }
+  expect_failures = [var.region]
+}
+
+run "records_for_an_hour_only" {
+  command = plan
+  variables {
+    kafka = { retention_hours = 1 }
+  }
+  expect_failures = [var.kafka]
+}
+
+run "disks_that_hold_nothing" {
+  command = plan
+  variables {
+    kafka    = { disk_gb = 5 }
+    pipeline = { disk_gb = 5 }
+    dagster  = { disk_gb = 5 }
+  }
+  expect_failures = [var.kafka, var.pipeline, var.dagster]
+}
+
+run "an_address_that_is_none" {
+  command = plan
+  variables {
+    alert_email = "me"
+  }
+  expect_failures = [var.alert_email]
+}
+
 run "nobody_to_operate_it" {
   command = plan
   variables {
@@ -177,6 +211,7 @@ run "a_conf_file_that_is_not_there" {
   command = plan
   variables {
     producer_conf = "nowhere.conf"
+    consumer_conf = "nowhere.conf"
   }
-  expect_failures = [var.producer_conf]
+  expect_failures = [var.producer_conf, var.consumer_conf]
 }

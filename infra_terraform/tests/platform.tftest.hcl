@@ -218,10 +218,8 @@ run "roles_are_exactly_these" {
   command = plan
 
   assert {
-    condition = toset([for grant in google_project_iam_member.telemetry : grant.role]) == toset([
-      "roles/logging.logWriter", "roles/monitoring.metricWriter",
-    ])
-    error_message = "a machine has a role on the whole project beyond logs and metrics"
+    condition     = toset([for grant in google_project_iam_member.log : grant.role]) == toset(["roles/logging.logWriter"])
+    error_message = "a machine has a role on the whole project beyond its log"
   }
 
   assert {

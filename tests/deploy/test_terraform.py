@@ -142,7 +142,7 @@ BREAKS = [
         "able to create, and only that",
     ),
     ("iam.tf", "/_progress/\\", "/\\", "what may be overwritten is more"),
-    ("iam.tf", '"roles/monitoring.metricWriter"]', '"roles/editor"]', "beyond logs and metrics"),
+    ("iam.tf", '"roles/logging.logWriter"', '"roles/editor"', "beyond its log"),
     ("iam.tf", '"roles/compute.osAdminLogin"]', '"roles/owner"]', "other roles than a tunnel and a login"),
     (
         "secrets.tf",
@@ -226,14 +226,25 @@ def test_the_guide_s_answers_are_accepted(configuration: Path, tmp_path: Path) -
     assert "1 passed" in done.stdout
 
 
-def blocks(kind: str) -> dict[str, str]:
-    """Return the text of every block `resource` of a kind (a regular expression), by `kind.name`."""
-    text = "".join(path.read_text() for path in sorted(SOURCE.rglob("*.tf")))
-    found = re.findall(rf'^resource "({kind})" "(\w+)" {{\n(.*?)^}}', text, re.MULTILINE | re.DOTALL)
-    return {f"{type_}.{name}": body for type_, name, body in found}
+def blocks(kind: str, of: str = "resource", files: str = "*.tf") -> dict[str, str]:
+    """Return the text of every block of a kind (a regular expression), by `kind.name`."""
+    text = "".join(path.read_text() for path in sorted(SOURCE.rglob(files)))
+    found = re.findall(rf'^{of} "({kind})" (?:"(\w+)" )?{{\n(.*?)^}}', text, re.MULTILINE | re.DOTALL)
+    return {f"{type_}.{name}".rstrip("."): body for type_, name, body in found}
 
 
-def test_what_holds_data_cannot_be_destroyed() -> None:
+def test_every_variable_has_a_type_and_says_what_it_is_and_every_rule_refuses_something() -> None:
+    bad = (SOURCE / "tests" / "bad_input.tftest.hcl").read_text()
+    refusing = set(re.findall(r"var\.(\w+)", " ".join(re.findall(r"expect_failures = \[(.*?)\]", bad))))
+    variables = blocks(r"\w+", "variable", "variables.tf")
+    assert len(variables) > 20
+    for name, body in variables.items():
+        assert re.search(r"^  type +=", body, re.MULTILINE), name
+        assert re.search(r'^  description += "\S', body, re.MULTILINE), name
+    assert {name for name, body in variables.items() if "validation {" in body} == refusing
+
+
+def test_what_holds_data_is_private_and_cannot_be_destroyed() -> None:
     holding = blocks("google_compute_disk|google_storage_bucket")
     assert set(holding) == {
         *("google_compute_disk.data", "google_storage_bucket.state"),
@@ -241,6 +252,11 @@ def test_what_holds_data_cannot_be_destroyed() -> None:
     }
     for name, body in holding.items():
         assert "prevent_destroy = true" in body, name
+        if name.startswith("google_storage_bucket"):
+            assert re.search(r'public_access_prevention += "enforced"', body), name
+            assert re.search(r"uniform_bucket_level_access += true", body), name
+            assert re.search(r"force_destroy += false", body), name
+    assert re.search(r"versioning {\n +enabled = true", holding["google_storage_bucket.state"])
 
 
 def test_nothing_gives_rights_or_opens_ports_but_what_the_tests_look_at() -> None:

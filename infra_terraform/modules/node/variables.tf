@@ -16,11 +16,6 @@ variable "machine_type" {
 variable "disk_gb" {
   description = "Size of its data disk, GB. It may grow, never shrink."
   type        = number
-
-  validation {
-    condition     = var.disk_gb >= 10
-    error_message = "disk_gb must be at least 10."
-  }
 }
 
 variable "subnetwork" {
