@@ -4,6 +4,7 @@ resource "google_compute_network" "this" {
   name                            = "cryptostream"
   auto_create_subnetworks         = false
   routing_mode                    = "REGIONAL"
+  mtu                             = 1460 # modules/node/startup.sh tells Docker
   delete_default_routes_on_create = false
 
   depends_on = [google_project_service.this]

@@ -70,7 +70,13 @@ class Machine:
         (folder / "told.json").write_text(json.dumps(TOLD | told))
         disk = 'mount_data() { mkdir -p "$2"; echo "mount_data $*" >> "$WORLD/calls"; }\n'
         script = "set -euo pipefail\n" + disk + (NODE / "startup.sh").read_text()
-        for old in ("/var/lib/cryptostream-data", "/etc/cryptostream", "/run/", "/usr/local/bin"):
+        for old in (
+            "/var/lib/cryptostream-data",
+            "/etc/cryptostream",
+            "/etc/docker",
+            "/run/",
+            "/usr/local/bin",
+        ):
             script = script.replace(old, f"{folder}{old}")
         (folder / "script").write_text(script)
 
@@ -110,6 +116,9 @@ def test_a_boot_writes_files_makes_its_secret_waits_for_another_s_and_starts_com
     up = r"docker compose --project-directory \S+/docker -f \S+/docker/compose.pipeline.yaml up -d"
     assert re.search(up, machine.calls())
     assert (machine.folder / "var/lib/cryptostream-data/spool").is_dir()
+    docker = json.loads((machine.folder / "etc/docker/daemon.json").read_text())
+    mtu = docker["default-network-opts"]["bridge"]["com.docker.network.driver.mtu"]
+    assert f"= {mtu} #" in (ROOT / "infra_terraform" / "network.tf").read_text()
     assert os.access(machine.folder / "etc/cryptostream/docker/postgres/create-databases.sh", os.X_OK)
 
 

@@ -106,6 +106,12 @@ write_command() {
     chmod 755 /usr/local/bin/dc
 }
 
+# Containers' packets are to fit through the network of the machine (network.tf); Docker's own choice is 1500.
+write_docker_settings() {
+    install -d /etc/docker
+    echo '{"default-network-opts": {"bridge": {"com.docker.network.driver.mtu": "1460"}}}' >/etc/docker/daemon.json
+}
+
 start() {
     export HOME=${HOME:-/root} # a service has none; Docker's and Google's settings are there
     curl -sSf -H 'Metadata-Flavor: Google' "$METADATA" -o /run/cryptostream.json
@@ -114,6 +120,7 @@ start() {
         install -d -o "$owner" -g "$owner" "$DATA/$folder"
     done
 
+    write_docker_settings
     local wanted=()
     if ! command -v docker >/dev/null || ! docker compose version >/dev/null 2>&1; then
         wanted+=(docker.io docker-compose)
