@@ -50,6 +50,11 @@ RETRIES = Counter(
     ["what", "cause"],
     registry=REGISTRY,
 )
+BUDGET = Gauge(
+    "cryptostream_consumer_memory_budget_bytes",
+    "What buffered records may take, of all partitions together",
+    registry=REGISTRY,
+)
 LAG = Gauge(
     "cryptostream_consumer_lag_records",
     "Records between position and log end",

@@ -70,6 +70,7 @@ def run(sections: Sequence[ConsumerSection], settings: IngestSettings, metrics_p
     watch = Watch(store, [section.topic for section in sections], sink.clock)
     health = metrics.ConsumerHealth(time.monotonic(), lambda: (*_store_alarms(sink), *watch.reasons))
     metrics.begin(section.name for section in sections)
+    metrics.BUDGET.set(settings.memory_budget_mb << 20)
     server = (
         None if metrics_port is None else serve(metrics.REGISTRY, health, metrics_port, settings.metrics_host)
     )

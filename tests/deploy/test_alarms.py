@@ -111,14 +111,22 @@ HISTORIES: dict[str, tuple[Series, Series]] = {
         },
     ),
     "MemoryBeyondBound": (
-        {'process_resident_memory_bytes{job="consumer", instance="c"}': "5e8x60"},
-        {'process_resident_memory_bytes{job="consumer", instance="c"}': "2e8x60"},
+        {
+            'process_resident_memory_bytes{job="consumer", instance="c"}': "400000000x60",
+            'cryptostream_consumer_memory_budget_bytes{job="consumer", instance="c"}': "128000000x60",
+        },
+        {
+            'process_resident_memory_bytes{job="consumer", instance="c"}': "400000000x60",
+            'cryptostream_consumer_memory_budget_bytes{job="consumer", instance="c"}': "256000000x60",
+            'process_resident_memory_bytes{job="producer", instance="p"}': "200000000x60",
+        },
     ),
 }
 
 
-# What was lost before Prometheus first looked: while it was down, or by a process that had just begun.
-BORN = {
+# More that fires: what was lost before Prometheus first looked, by a process that had just begun.
+MORE = {
+    "MemoryBeyondBound": {'process_resident_memory_bytes{job="producer", instance="p"}': "400000000x60"},
     "RecordsLost": {'cryptostream_producer_lost_total{section="one"}': "_x20 3x40"},
     "OffsetsMissing": {'cryptostream_consumer_offsets_missing_total{section="one"}': "_x20 7x40"},
     "SpoolDamaged": {'cryptostream_producer_spool_damaged_bytes_total{section="one"}': "_x20 12x40"},
@@ -169,7 +177,7 @@ def test_every_alarm_of_prometheus_fires_when_it_should_and_not_before(tmp_path:
         plays(alarm, series, fires)
         for alarm, pair in HISTORIES.items()
         for series, fires in zip(pair, (True, False), strict=True)
-    ] + [plays(alarm, series, fires=True) for alarm, series in BORN.items()]
+    ] + [plays(alarm, series, fires=True) for alarm, series in MORE.items()]
     histories.append(reaches_grafana())
     rules = str(DOCKER / "prometheus" / "rules.yml")
     played.write_text(

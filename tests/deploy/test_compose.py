@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -102,6 +103,17 @@ def test_services_wait_for_what_they_need() -> None:
         assert found == conditions, service
 
 
+def test_up_waits_for_every_job_to_end_well() -> None:
+    # `up --wait` takes a container that has ended for a failure, unless a service waits for its success.
+    awaited = {
+        name
+        for given in meaning("compose.yaml")["services"].values()
+        for name, how in given.get("depends_on", {}).items()
+        if how["condition"] == "service_completed_successfully"
+    }
+    assert awaited == JOBS
+
+
 def test_without_profiles_there_is_no_fake_store_and_no_monitoring(tmp_path: Path) -> None:
     own = tmp_path / "env"
     own.write_text("RAW_URL=gs://r/o\nPARQUET_URL=gs://p/o\n")
@@ -178,6 +190,34 @@ def test_dockerfile_and_scripts_are_clean() -> None:
     scripts = [str(path) for path in DOCKER.rglob("*.sh")]
     assert len(scripts) >= 2
     subprocess.run([str(tools / "shellcheck"), *scripts], check=True)
+
+
+def test_the_build_is_sent_what_it_copies_and_no_secrets() -> None:
+    ignore = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
+    everything, *kept = [line for line in ignore if line and not line.startswith("#")]
+    assert everything == "*"
+    assert kept.pop() == "**/__pycache__"
+    assert all(line.startswith("!") for line in kept)
+
+    def sent(path: str) -> bool:
+        folders = [path, *map(str, Path(path).parents)]
+        return any(fnmatch(folder, line[1:]) for line in kept for folder in folders)
+
+    copies = [line for line in (DOCKER / "Dockerfile").read_text().splitlines() if line.startswith("COPY ")]
+    sources = [
+        word for line in copies if "--from" not in line for word in line.split()[1:-1] if word[:2] != "--"
+    ]
+    assert len(sources) > 8
+    for source in sources:
+        assert sent(source), source
+        assert list(ROOT.glob(source)), source
+    for secret in (
+        ".env",
+        "docker/.env",
+        "docker/secrets/postgres_password",
+        "infra_terraform/terraform.tfstate",
+    ):
+        assert not sent(secret), secret
 
 
 def test_both_images_run_as_nobody_special_and_without_a_compiler() -> None:
