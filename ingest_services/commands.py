@@ -99,10 +99,13 @@ def consume(names: Sections = None, everything: Everything = False, metrics_port
 
 def health(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The --metrics-port of the process to ask.")],
+    end_failed: Annotated[
+        bool, typer.Option("--end-failed", help="End a process that has failed, for whoever restarts it.")
+    ] = False,
 ) -> None:
     """Ask a producer or consumer on this machine how it is; exit status 1 if it has to be restarted."""
     from ingest_services import monitor
 
-    alive, line = monitor.ask(port)
+    alive, line = monitor.end_failed(port) if end_failed else monitor.ask(port)
     typer.echo(line)
     raise typer.Exit(0 if alive else 1)

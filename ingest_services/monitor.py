@@ -7,8 +7,11 @@ here: what a producer or a consumer measures (`producer/metrics.py`, `consumer/m
 from __future__ import annotations
 
 import enum
+import os
+import signal
 import socketserver
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +36,10 @@ LOOPBACK = "127.0.0.1"
 # Somebody who connects and asks nothing holds a thread no longer than this.
 REQUEST_TIMEOUT_S = 10.0
 ASK_TIMEOUT_S = 5.0
+# A process that was stopped for a while, with its machine, says once that it has failed.
+ASK_AGAIN_S = 5.0
+# A process of ours ends within ten seconds of a signal, if it hears it.
+END_S = 12.0
 
 _log = structlog.get_logger()
 
@@ -80,6 +87,7 @@ class Health:
         return orjson.dumps(
             {
                 "status": self.status.value,
+                "pid": os.getpid(),
                 "reasons": [*self.failed, *self.degraded],
                 "sections": self.sections,
             },
@@ -201,6 +209,41 @@ def ask(port: int, timeout_s: float = ASK_TIMEOUT_S) -> tuple[bool, str]:
     Returns:
         Whether it is alive (ok or degraded), and one line for a person.
     """
+    alive, line, _ = _question(port, timeout_s)
+    return alive, line
+
+
+def end_failed(port: int, again_s: float = ASK_AGAIN_S, end_s: float = END_S) -> tuple[bool, str]:
+    """Ask as `ask` does, and end a process that says twice that it has failed: whoever restarts it then does.
+
+    Args:
+        port: Its `--metrics-port`; on this machine, or in this container.
+        again_s: How long after the first answer to ask again, seconds.
+        end_s: How long it has to end in order, seconds; then it is killed.
+
+    Returns:
+        As `ask`.
+    """
+    alive, line, pid = _question(port, ASK_TIMEOUT_S)
+    if alive or pid is None:
+        return alive, line
+    time.sleep(again_s)
+    alive, line, same = _question(port, ASK_TIMEOUT_S)
+    if alive or same != pid:
+        return alive, line
+    until_s = time.monotonic() + end_s
+    try:
+        os.kill(pid, signal.SIGTERM)
+        while time.monotonic() < until_s:
+            time.sleep(0.1)
+            os.kill(pid, 0)
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    return False, f"{line}; it was ended"
+
+
+def _question(port: int, timeout_s: float) -> tuple[bool, str, int | None]:
     url = f"http://{LOOPBACK}:{port}/health"
     try:
         try:
@@ -212,12 +255,13 @@ def ask(port: int, timeout_s: float = ASK_TIMEOUT_S) -> tuple[bool, str]:
         told = orjson.loads(body)
         status = Status(told["status"])
         reasons = [str(reason) for reason in told["reasons"]]
+        pid = int(told["pid"])
     except (OSError, HTTPException) as error:
-        return False, f"{Status.FAILED}: {url}: {getattr(error, 'reason', error)}"
+        return False, f"{Status.FAILED}: {url}: {getattr(error, 'reason', error)}", None
     except (ValueError, TypeError, KeyError):
-        return False, f"{Status.FAILED}: {url}: something else answers there"
+        return False, f"{Status.FAILED}: {url}: something else answers there", None
     line = "; ".join(" ".join(reason.split()) for reason in reasons)
-    return status is not Status.FAILED, f"{status}: {line}" if line else str(status)
+    return status is not Status.FAILED, f"{status}: {line}" if line else str(status), pid
 
 
 def _ask(health: Callable[[], Health]) -> Health:

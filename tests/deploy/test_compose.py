@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from cryptostream_dagster.settings import PipelineSettings
+from ingest_services import monitor
 from ingest_services.consumer import service as consumer
 from ingest_services.producer import service as producer
 from ingest_services.settings import IngestSettings
@@ -285,6 +286,16 @@ def test_who_drains_is_given_the_time_for_it() -> None:
         services = meaning(name)["services"]
         for service, end_s in (("producer", producer.END_S), ("consumer", consumer.END_S)):
             assert float(str(services[service]["stop_grace_period"]).removesuffix("s")) > end_s, service
+
+
+def test_who_has_failed_is_ended_by_its_health_check_within_its_time() -> None:
+    for service in ("producer", "consumer"):
+        check = meaning("compose.yaml")["services"][service]["healthcheck"]
+        assert check["test"][-1] == "--end-failed"
+        # Two questions, the pause between, and the end.
+        wanted_s = 2 * monitor.ASK_TIMEOUT_S + monitor.ASK_AGAIN_S + monitor.END_S
+        assert float(str(check["timeout"]).removesuffix("s")) > wanted_s + 5
+        assert monitor.END_S > max(producer.END_S, consumer.END_S)
 
 
 def test_kafka_is_the_one_that_the_tests_run() -> None:

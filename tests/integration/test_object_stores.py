@@ -494,3 +494,15 @@ def test_a_bucket_is_created_once_and_then_there(gcs: FakeGcs, monkeypatch: pyte
     open_store(f"gs://{name}/orderbook").create("lake.json", b"{}")
     with pytest.raises(UserError, match="must be gs://bucket or gs://bucket/prefix"):
         create_bucket("s3://elsewhere")
+
+
+def test_a_bucket_s_name_that_somebody_else_has_is_refused_and_says_what_to_do(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+    proxy.fault(409, lambda request: request.method == "POST")
+    proxy.fault(403, lambda request: request.path.endswith("/o"))
+    with pytest.raises(UserError) as refused:
+        create_bucket("gs://somebodys/orderbook")
+    assert "gs://somebodys/orderbook: the name somebodys is taken" in str(refused.value)
+    assert "bucket names are shared by all of Google's customers: name another" in str(refused.value)

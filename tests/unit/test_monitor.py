@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -53,7 +57,12 @@ def test_only_what_a_new_start_may_cure_is_an_error(
     with serving(lambda: health) as server:
         answered, kind, body = get(server.port, "/health")
     assert (answered, kind) == (code, "application/json")
-    assert orjson.loads(body) == {"status": status, "reasons": reasons, "sections": dict(health.sections)}
+    assert orjson.loads(body) == {
+        "status": status,
+        "pid": os.getpid(),
+        "reasons": reasons,
+        "sections": dict(health.sections),
+    }
 
 
 def test_metrics_come_in_the_format_that_is_asked_for() -> None:
@@ -142,3 +151,46 @@ def test_another_program_on_the_port_is_not_healthy() -> None:
             f"failed: http://127.0.0.1:{server.server_port}/health: something else answers there",
         )
         server.shutdown()
+
+
+# A process that says how it is, one answer after the other, and hears a signal or does not.
+SERVING = """
+import itertools, signal, sys, threading
+from ingest_services import monitor
+from ingest_services.monitor import Health
+if sys.argv[1] == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+kinds = {"failed": Health(failed=("stuck",)), "degraded": Health(degraded=("slow",))}
+answers = itertools.chain((kinds[word] for word in sys.argv[2:-1]), itertools.repeat(kinds[sys.argv[-1]]))
+print(monitor.serve(monitor.make_registry(), lambda: next(answers), 0).port, flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "ended_by"),
+    [
+        (["hears", "failed"], signal.SIGTERM),
+        (["deaf", "failed"], signal.SIGKILL),
+        # It was stopped for a while, with its machine.
+        (["hears", "failed", "degraded"], None),
+        (["hears", "degraded"], None),
+    ],
+)
+def test_what_has_failed_is_ended_for_whoever_restarts_it(words: list[str], ended_by: int | None) -> None:
+    process = subprocess.Popen([sys.executable, "-c", SERVING, *words], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        # A process that has ended is there until it is waited for: what counts here is how it ended.
+        alive, line = monitor.end_failed(port, again_s=0.05, end_s=0.5)
+        if ended_by is None:
+            assert alive
+            assert line == "degraded: slow"
+            assert process.poll() is None
+        else:
+            assert (alive, line) == (False, "failed: stuck; it was ended")
+            assert process.wait(20) == -ended_by
+    finally:
+        process.kill()
+        process.communicate()
