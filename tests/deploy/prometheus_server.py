@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import yaml
 
 from cryptostream_dagster.local.ports import LOOPBACK, free_port
 from cryptostream_dagster.local.status import fetch_json
-from tests.deploy.compose import DOCKER
+from tests.deploy.compose import DOCKER, resolve
 
 
 def require(program: str) -> str:
@@ -49,6 +50,14 @@ class Prometheus:
         return [found["metric"] for found in self.ask("query", query=expression)["result"]]
 
 
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
 @contextmanager
 def running_prometheus(folder: Path, ports: Mapping[str, int]) -> Iterator[Prometheus]:
     """Run Prometheus with compose.yml for the length of a `with` block.
@@ -67,14 +76,15 @@ def running_prometheus(folder: Path, ports: Mapping[str, int]) -> Iterator[Prome
         job["static_configs"] = [{"targets": [f"{LOOPBACK}:{ports[name]}"]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
     port = free_port()
+    given = resolve("compose.yaml", DOCKER / "env.example")["services"]["prometheus"]
+    options = [
+        option.replace("/etc/prometheus/", f"{folder}/").replace("=/prometheus", f"={folder / 'prometheus'}")
+        for option in given["command"]
+    ]
+    ready = given["healthcheck"]["test"][-1].replace("127.0.0.1:9090", f"{LOOPBACK}:{port}")
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
-            [
-                require("prometheus"),
-                f"--config.file={folder / 'prometheus.yml'}",
-                f"--storage.tsdb.path={folder / 'prometheus'}",
-                f"--web.listen-address={LOOPBACK}:{port}",
-            ],
+            [require("prometheus"), *options, f"--web.listen-address={LOOPBACK}:{port}"],
             stdout=log,
             stderr=subprocess.STDOUT,
         )
@@ -82,9 +92,7 @@ def running_prometheus(folder: Path, ports: Mapping[str, int]) -> Iterator[Prome
     try:
         deadline = time.monotonic() + 60
         # Rates want two looks at every target.
-        while fetch_json(f"{server.url}/api/v1/query?query=1") is None or len(
-            server.series("count_over_time(up[1m]) >= 3")
-        ) < len(ports):
+        while not _answers(ready) or len(server.series("count_over_time(up[1m]) >= 3")) < len(ports):
             assert process.poll() is None, (folder / "prometheus.log").read_text()[-2000:]
             assert time.monotonic() < deadline, (folder / "prometheus.log").read_text()[-2000:]
             time.sleep(0.2)

@@ -54,7 +54,30 @@ def test_the_candles_have_a_picker_of_tickers_and_their_coverage() -> None:
     assert [variable["name"] for variable in board["templating"]["list"]] == ["ticker"]
     candles = next(panel for panel in board["panels"] if panel["type"] == "candlestick")
     assert set(candles["options"]["fields"]) == {"open", "high", "low", "close"}
+    (question,) = candles["targets"]
+    assert "FROM ohlc_5m_ticker" in question["rawSql"]
+    for column in ("time", *candles["options"]["fields"].values()):
+        assert re.search(rf" AS {column}\b", question["rawSql"]), column
     assert any("coverage_5m" in target["rawSql"] for panel in board["panels"] for target in panel["targets"])
+
+
+def test_operations_show_lag_ages_reconnects_spool_commit_latency_and_window_delay() -> None:
+    asked = " ".join(
+        target.get("expr") or target["rawSql"]
+        for board, panel in dashboards.panels()
+        if board == "operations"
+        for target in panel["targets"]
+    )
+    for name in (
+        *(
+            "consumer_lag_records",
+            "producer_last_received_age_seconds",
+            "consumer_oldest_buffered_age_seconds",
+        ),
+        *("producer_reconnects_total", "producer_spool_bytes", "consumer_commit_seconds_bucket"),
+        "built_at - window_start",
+    ):
+        assert name in asked, name
 
 
 def test_every_alarm_says_what_is_wrong_and_what_to_do() -> None:

@@ -28,7 +28,9 @@ def compose_commands(page: str) -> list[list[str]]:
     """Return what a page tells Compose to do, in blocks and within sentences: words after the files."""
     said = re.findall(r"`(?:[A-Z_]+=\S+ )*(?:docker compose|dc)\s([^`]*)`", text(page).replace("; ", "` `"))
     for block in re.findall(r"^```sh\n(.*?)^```$", text(page), re.DOTALL | re.MULTILINE):
-        said += re.findall(r"^\s*(?:docker compose|dc) (.*)$", block.replace("\\\n", " "), re.MULTILINE)
+        said += re.findall(
+            r"^\s*(?:sudo )?(?:docker compose|dc) (.*)$", block.replace("\\\n", " "), re.MULTILINE
+        )
     commands = []
     for line in said:
         words = shlex.split(line.split("#")[0].split("&&")[0])
@@ -60,9 +62,11 @@ def test_every_compose_command_of_a_guide_has_its_options_and_services(page: str
         usage = help_of(subcommand)
         takes_value = False
         for word in words:
+            if subcommand == "exec" and word in known_services():
+                break  # what follows is the container's
             if word.startswith("-"):
                 assert re.search(rf"(?<![\w-]){re.escape(word)}\b", usage), f"{subcommand} {word}"
-                takes_value = word == "--name"
+                takes_value = word in {"--name", "-e"}
             elif not takes_value:
                 assert word in known_services(), f"{subcommand}: no service {word}"
             else:
