@@ -221,6 +221,35 @@ def test_the_build_is_sent_what_it_copies_and_no_secrets() -> None:
         assert not sent(secret), secret
 
 
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.pipeline.yaml", "compose.dagster.yaml"])
+def test_whoever_writes_to_a_volume_may(name: str) -> None:
+    # A fresh volume takes the owner of the image's folder; those of a VM's disk its start-up script makes.
+    step = next(step for step in image("ingest")["steps"] if "install -d" in step)
+    (folders,) = re.findall(r"for folder in ([a-z ]+);", step)
+    assert "install -d -o 1000 -g 1000" in step
+    owned = {f"/var/lib/cryptostream/{folder}" for folder in folders.split()}
+    for service, given in meaning(name)["services"].items():
+        if str(given["image"]).startswith("cryptostream-"):
+            assert given["read_only"] is True, service
+            written = {v["target"] for v in given["volumes"] if v["type"] == "volume"}
+            assert written <= owned, service
+            assert all(v.get("read_only") for v in given["volumes"] if v["type"] == "bind"), service
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_what_a_vm_keeps_is_on_its_data_disk_in_a_folder_of_its_owner(name: str) -> None:
+    volumes = resolve(name, None, NODE_SETTINGS)["volumes"]
+    assert volumes
+    for volume, given in volumes.items():
+        assert given["driver_opts"]["device"] == f"/var/lib/cryptostream-data/{volume}", volume
+    terraform = "".join(path.read_text() for path in (ROOT / "infra_terraform").glob("*.tf"))
+    (made,) = re.findall(rf'compose_file += "{name}"\s+folders += {{([^}}]*)}}', terraform)
+    owners = {folder: int(owner) for folder, owner in re.findall(r"([\w-]+) = (\d+)", made)}
+    # The users of the images; all but these are ours.
+    others = {"postgres": 999, "prometheus": 65534, "grafana": 472}
+    assert owners == {volume: others.get(volume, 1000) for volume in volumes}
+
+
 def test_both_images_run_as_nobody_special_and_without_a_compiler() -> None:
     text = (DOCKER / "Dockerfile").read_text()
     for target in ("ingest", "dagster"):
