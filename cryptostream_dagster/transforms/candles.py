@@ -6,8 +6,8 @@ The rule is in `sql/weighed.sql` and `sql/candles.sql`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
+from typing import NamedTuple
 
 from cryptostream_dagster.sql import load_sql
 from cryptostream_dagster.transforms.storage import Storage
@@ -15,8 +15,7 @@ from cryptostream_dagster.transforms.window_books import query_window_books, wei
 from cryptostream_dagster.window import Window
 
 
-@dataclass(frozen=True, slots=True)
-class TickerCandle:
+class TickerCandle(NamedTuple):
     """A ticker's candle before the division of its means.
 
     Prices are None if the window has no usable book: then there is no candle, only counts.

@@ -6,8 +6,8 @@ What the features mean is stated in `docs/features.md`; the rule is in `sql/feat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
+from typing import NamedTuple
 
 from cryptostream_dagster.sql import load_sql
 from cryptostream_dagster.transforms.schema import DEPTH_BANDS_BPS, depth_column
@@ -26,8 +26,7 @@ _IMBALANCE = """CASE WHEN bid_size1 + ask_size1 > 0
         END AS imbalance"""
 
 
-@dataclass(frozen=True, slots=True)
-class TickerFeatures:
+class TickerFeatures(NamedTuple):
     """A ticker's features before the division of its means.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -59,7 +59,7 @@ def write_candles(
     connection.execute(load_sql(_PACKAGE, "stage_table"))
     with connection.cursor().copy("COPY stage FROM STDIN") as copy:
         for candle in candles:
-            copy.write_row(astuple(candle))
+            copy.write_row(candle)
     lock_boundaries(connection, window)
     # After the locks, so that what one writer superseded is not older than what the one before it wrote.
     arguments["now"] = _now(connection)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
 import psycopg
@@ -49,7 +49,7 @@ def write_features(
     connection.execute(load_sql(_PACKAGE, "stage_features"))
     with connection.cursor().copy("COPY stage FROM STDIN") as copy:
         for row in features:
-            copy.write_row(astuple(row))
+            copy.write_row(row)
     connection.execute(load_sql(_PACKAGE, "fresh_features"), arguments)
     dropped = connection.execute(load_sql(_PACKAGE, "drop_stale_features"), arguments).rowcount
     new = connection.execute(load_sql(_PACKAGE, "insert_features"), arguments).rowcount

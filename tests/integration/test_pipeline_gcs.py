@@ -42,7 +42,7 @@ def build(
         for question in QUESTIONS:
             if question.asset != "orderbook_features_5m":
                 assert question.ask(ground, WINDOW).violations == 0, question.name
-        assert list(pictures(connection, WINDOW, settings)) == ["day", "window"]
+        assert list(pictures(connection, WINDOW, settings)) == ["picture_of_day", "picture_of_window"]
         found = connection.execute(
             "SELECT ticker, event_time, open_price, high_price, low_price, close_price, book_count, version "
             "FROM ohlc_5m_ticker ORDER BY ticker"
