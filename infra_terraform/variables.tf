@@ -210,6 +210,16 @@ variable "settings" {
     condition     = length(setsubtract(keys(var.settings), local.settable)) == 0
     error_message = "settings must name what the machines read and Terraform does not say itself, not ${join(", ", setsubtract(keys(var.settings), local.settable))}: ${join(", ", local.settable)}."
   }
+
+  validation {
+    condition     = contains(["1", "5", "15", "30"], lookup(var.settings, "DEPTH", "15"))
+    error_message = "settings.DEPTH must be 1, 5, 15 or 30."
+  }
+
+  validation {
+    condition     = startswith(lookup(var.settings, "DAILY_URL", "gs://${coalesce(var.parquet_bucket, "${var.project}-cryptostream-parquet")}/"), "gs://${coalesce(var.parquet_bucket, "${var.project}-cryptostream-parquet")}/")
+    error_message = "settings.DAILY_URL must be in the bucket of the Parquet, gs://${coalesce(var.parquet_bucket, "${var.project}-cryptostream-parquet")}/…: Dagster may write nowhere else."
+  }
 }
 
 variable "alert_webhook" {

@@ -125,6 +125,22 @@ run "a_setting_that_is_said_elsewhere" {
   expect_failures = [var.settings]
 }
 
+run "books_of_a_depth_that_there_is_not" {
+  command = plan
+  variables {
+    settings = { DEPTH = "20" }
+  }
+  expect_failures = [var.settings]
+}
+
+run "days_in_a_bucket_where_dagster_may_not_write" {
+  command = plan
+  variables {
+    settings = { DAILY_URL = "gs://my-project-raw/days" }
+  }
+  expect_failures = [var.settings]
+}
+
 run "a_secret_among_the_settings" {
   command = plan
   variables {

@@ -95,6 +95,24 @@ def test_the_first_boot_formats_and_the_second_keeps_the_data(image: Path, boots
     assert (second.folder / "kafka" / "log").read_text() == "records"
 
 
+def test_a_disk_from_a_snapshot_is_mounted_with_what_was_on_it(image: Path, boots: list[Boot]) -> None:
+    """A snapshot is taken while the disk is in use: what was synced is there, and the journal made good."""
+    first = boot(image, boots)
+    first.mount()
+    (first.folder / "log").write_text("records")
+    run("sync", "--file-system", str(first.folder))
+    (first.folder / "later").write_text("not on the disk yet")
+    snapshot = image.parent / "restored" / "disk.img"
+    snapshot.parent.mkdir()
+    shutil.copy(image, snapshot)
+    off(boots)
+    restored = boot(snapshot, boots)
+    said = restored.mount()
+    assert said.returncode == 0, said.stderr
+    assert "making a file system" not in said.stdout
+    assert (restored.folder / "log").read_text() == "records"
+
+
 def test_a_disk_that_grew_is_used_whole(image: Path, boots: list[Boot]) -> None:
     first = boot(image, boots)
     first.mount()

@@ -125,6 +125,19 @@ def test_what_terraform_says_itself_no_person_says_too() -> None:
     assert "ALERT_WEBHOOK_URL" in refused
 
 
+def test_every_setting_can_reach_the_machines() -> None:
+    compose_files = "".join(
+        (DOCKER / name).read_text() for name in files_given("pipeline") | files_given("dagster")
+    )
+    read = set(re.findall(r"\$\{([A-Z_]+)", compose_files))
+    read |= set(re.findall(r"^ +([A-Z_]+):$", compose_files, re.MULTILINE))
+    settings = re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(settings) > 25
+    # The same on every machine: a container's own address and folder, a file, Postgres' own port.
+    fixed = {"METRICS_HOST", "SPOOL_DIR", "POSTGRES_PASSWORD", "POSTGRES_PORT"}
+    assert set(settings) - read == fixed
+
+
 def test_the_cluster_s_dagster_is_the_containers_with_a_pod_for_each_run() -> None:
     values = yaml.safe_load((SOURCE / "gke" / "values.yaml").read_text())
     containers = yaml.safe_load((DOCKER / "dagster.yaml").read_text())
