@@ -113,6 +113,25 @@ def test_a_disk_from_a_snapshot_is_mounted_with_what_was_on_it(image: Path, boot
     assert (restored.folder / "log").read_text() == "records"
 
 
+def test_a_damaged_file_system_is_one_clear_line_and_left_as_it_is(image: Path, boots: list[Boot]) -> None:
+    first = boot(image, boots)
+    first.mount()
+    (first.folder / "log").write_text("records")
+    off(boots)
+    # Where the files are described, behind the superblock; marked as in use, as after a crash.
+    run("debugfs", "-w", "-R", "set_super_value state 0", str(image))
+    found = run("dumpe2fs", str(image)).stdout
+    table = int(found[found.index("Inode table at ") :].split()[3].split("-")[0])
+    with image.open("r+b") as file:
+        file.seek(table * int(found[found.index("Block size:") :].split()[2]))
+        file.write(b"\xff" * 4096)
+    second = boot(image, boots)
+    said = second.mount()
+    assert said.returncode != 0
+    assert said.stderr.splitlines()[-1].startswith(f"error: {second.device}: its file system is damaged")
+    assert "docs/operations.md" in said.stderr
+
+
 def test_a_disk_that_grew_is_used_whole(image: Path, boots: list[Boot]) -> None:
     first = boot(image, boots)
     first.mount()

@@ -39,6 +39,12 @@ def test_what_may_be_replaced_is_what_the_code_replaces() -> None:
     assert "store.replace(layout.progress_path(" in (ROOT / replacing[0]).read_text()
 
 
+def test_roles_of_the_lake_are_those_that_its_pages_name() -> None:
+    pages = "".join((ROOT / "docs" / name).read_text() for name in ("commit-chain.md", "windows.md"))
+    roles = set(re.findall(r"roles/storage\.\w+", (SOURCE / "iam.tf").read_text()))
+    assert roles == set(re.findall(r"roles/storage\.\w+", pages))
+
+
 @pytest.mark.parametrize("depth", [1, 15, 30])
 def test_bigquery_s_table_has_the_columns_of_the_parquet_and_the_names_of_its_folders(depth: int) -> None:
     text = (SOURCE / "orderbook.bigquery.sql").read_text()

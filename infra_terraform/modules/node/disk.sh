@@ -9,6 +9,17 @@ file_system_bytes() {
     dumpe2fs -h "$1" 2>/dev/null | awk -F: '/^Block count/ {count = $2} /^Block size/ {size = $2} END {print count * size}'
 }
 
+# check DEVICE OPTION…: make good what a crash left; what a person has to decide is left to a person.
+check() {
+    local device=$1
+    shift
+    if ! { e2fsck -p "$@" "$device" || [ $? -le 1 ]; }; then
+        echo "error: $device: its file system is damaged, and not mounted. Look at it (e2fsck $device), or take a" \
+            "snapshot (docs/operations.md)" >&2
+        return 1
+    fi
+}
+
 # mount_data DEVICE FOLDER
 mount_data() {
     local device=$1 folder=$2 found label
@@ -37,10 +48,10 @@ mount_data() {
                 "Attach a blank disk, or label ours: e2label $device $FILE_SYSTEM_LABEL" >&2
             return 1
         fi
-        e2fsck -p "$device" || [ $? -le 1 ] # after a crash
+        check "$device" || return 1
         if [ "$(file_system_bytes "$device")" -lt $(($(blockdev --getsize64 "$device") - 1048576)) ]; then
             echo "$device: has grown, and the file system with it"
-            e2fsck -f -p "$device" || [ $? -le 1 ]
+            check "$device" -f || return 1
             resize2fs "$device"
         fi
     fi
