@@ -9,7 +9,13 @@ is the best of the turns. All read the same files, write to the same disk and th
 * **seed's way**: ticker by ticker `json.loads` of each line, five levels, `from_pylist`, a Parquet object, a
   query over it and an insert, as its tasks do; that each of them is a process of its own is not counted.
 
-The second table is the exchange as a whole at depth 30: what a run takes of memory.
+Of our processor time the scan itself is more than a third. A quarter is Parquet's encoding, half of which is
+zstd: Arrow begins it anew for each column of each object, 15 µs, which is longer than it then takes. Candles,
+reading and laying out are a tenth each. LZ4 for the sizes would be 6 % faster and 12 % larger; not every
+reader knows it.
+
+The second table is the exchange as a whole at depth 30: what a run takes of memory. Its objects have 112,000
+columns of 350 rows: half of the time is their encoding.
 """
 
 from __future__ import annotations

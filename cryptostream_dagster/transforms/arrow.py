@@ -1,7 +1,7 @@
 """Between Arrow and numpy, without a copy and without pandas.
 
 `pa.array`, `pa.scalar`, Arrow's `to_numpy`, and what goes by way of them, import pandas, to ask whether what
-they were given is one of its own: 0.2 s of a run that has no use for it, while its other threads wait.
+they were given is one of its own: 0.2 s between a window's end and its candles, in which all threads wait.
 """
 
 from __future__ import annotations

@@ -416,7 +416,7 @@ print(built.rows, built.duplicates, built.quarantined, candle.book_count, "panda
 """
 
 
-def test_a_window_is_built_without_pandas_which_would_be_an_eighth_of_the_time(room: Room) -> None:
+def test_a_window_is_built_without_pandas_which_takes_an_eighth_of_the_time_to_import(room: Room) -> None:
     rows = [book(), book(), book(T0 + 1, ask=101.5), Row(b"7", T0 * 1000, "BTC")]
     files = room.lake.commit(rows).files
     found = [str(what) for f in files for what in (f.path, f.rows, f.bytes, f.crc32c)]
