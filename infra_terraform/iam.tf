@@ -17,7 +17,8 @@ resource "google_service_account" "role" {
   depends_on = [google_project_service.this]
 }
 
-# What the start-up script says is in the project's log, too. (Metrics are Prometheus' own; nobody writes any to Google.)
+# What the start-up script says, and which disk fills, is in the project's log. (Metrics are Prometheus' own; nobody
+# writes any to Google.)
 resource "google_project_iam_member" "log" {
   for_each = local.roles
 

@@ -67,6 +67,34 @@ resource "google_monitoring_alert_policy" "absence" {
   }
 }
 
+# Said by a machine itself, in the project's log (modules/node/startup.sh).
+resource "google_monitoring_alert_policy" "disks" {
+  count = var.alert_email == null ? 0 : 1
+
+  display_name          = "CryptoStream: a disk is nearly full"
+  combiner              = "OR"
+  notification_channels = [google_monitoring_notification_channel.email[0].id]
+
+  conditions {
+    display_name = "80 % or more"
+
+    condition_matched_log {
+      filter = "logName=\"projects/${var.project}/logs/cryptostream-disks\" AND severity>=WARNING"
+    }
+  }
+
+  alert_strategy {
+    auto_close = "86400s"
+    notification_rate_limit {
+      period = "3600s"
+    }
+  }
+
+  documentation {
+    content = "The log cryptostream-disks says which. A larger disk_gb, then the machine's next boot (docs/operations.md). On a broker also: fewer hours (kafka.retention_hours)."
+  }
+}
+
 resource "google_monitoring_alert_policy" "processor" {
   count = var.alert_email == null ? 0 : 1
 

@@ -398,6 +398,7 @@ run "switches_add_only_what_they_say" {
       length(google_container_cluster.dagster) == 0 && length(google_service_account.nodes) == 0 &&
       length(google_compute_firewall.gke) == 0 && length(google_compute_subnetwork.this.secondary_ip_range) == 0 &&
       length(google_monitoring_alert_policy.absence) == 0 && length(google_monitoring_alert_policy.processor) == 0 &&
+      length(google_monitoring_alert_policy.disks) == 0 &&
       !contains(keys(google_secret_manager_secret.this), "alert-webhook-url") && output.gke_values == null
     )
     error_message = "something that is off is made all the same"
@@ -564,8 +565,13 @@ run "alarms_go_where_they_are_wanted" {
   }
 
   assert {
+    condition     = google_monitoring_alert_policy.disks[0].conditions[0].condition_matched_log[0].filter == "logName=\"projects/my-project/logs/cryptostream-disks\" AND severity>=WARNING"
+    error_message = "a disk that fills raises no alarm"
+  }
+
+  assert {
     condition = alltrue([
-      for policy in concat(values(google_monitoring_alert_policy.absence), google_monitoring_alert_policy.processor) :
+      for policy in concat(values(google_monitoring_alert_policy.absence), google_monitoring_alert_policy.processor, google_monitoring_alert_policy.disks) :
       length(policy.notification_channels) == 1 && length(policy.documentation[0].content) > 20
     ]) && google_monitoring_notification_channel.email[0].labels.email_address == "pager@example.com"
     error_message = "an alarm goes nowhere, or does not say what to do"

@@ -62,8 +62,9 @@ class Machine:
         (folder / "bin").mkdir()
         (folder / "secrets").mkdir()
         (folder / "run").mkdir()
-        (folder / "usr/local/bin").mkdir(parents=True)
-        for name in ("apt-get", "curl", "gcloud", "docker", "sleep"):
+        for own in ("usr/local/bin", "usr/local/sbin", "etc/systemd/system"):
+            (folder / own).mkdir(parents=True)
+        for name in ("apt-get", "curl", "gcloud", "docker", "sleep", "systemctl"):
             program = folder / "bin" / name
             program.write_text(STAND_IN)
             program.chmod(0o755)
@@ -74,10 +75,14 @@ class Machine:
             "/var/lib/cryptostream-data",
             "/etc/cryptostream",
             "/etc/docker",
+            "/etc/systemd",
             "/run/",
-            "/usr/local/bin",
+            "/usr/local/",
         ):
             script = script.replace(old, f"{folder}{old}")
+        # Nothing of the machine that runs the test is touched.
+        own = re.findall(rf"(?<!{re.escape(str(folder))})(?<![\w.])/(?:etc|run|usr|var)/\S+", script)
+        assert own == []
         (folder / "script").write_text(script)
 
     def boot(self) -> subprocess.CompletedProcess[str]:
@@ -160,6 +165,28 @@ def test_a_webhook_is_a_secret_that_a_person_adds_and_the_machine_does_not_wait_
     assert machine.boot().returncode == 0
     assert "ALERT_WEBHOOK_URL='https://hooks.example.com/T0/$a b'\n" in machine.read("docker/.env")
     assert (tmp_path / "etc/cryptostream/docker/.env").stat().st_mode & 0o077 == 0
+
+
+def test_a_disk_that_fills_is_told_to_the_project_s_log(machine: Machine) -> None:
+    machine.boot()
+    assert "systemctl enable --quiet --now cryptostream-disks.timer" in machine.calls()
+    units = machine.folder / "etc/systemd/system"
+    watch = machine.folder / "usr/local/sbin/cryptostream-disks"
+    assert f"ExecStart={watch}\n" in (units / "cryptostream-disks.service").read_text()
+    assert "OnUnitActiveSec=10min\n" in (units / "cryptostream-disks.timer").read_text()
+    (machine.folder / "calls").unlink()
+    df = machine.folder / "bin" / "df"
+    said = "Use% Mounted on\n 79% /\n 80% /data\n"
+    df.write_text(f'#!/bin/sh\nprintf %s \'{said}\'\necho "df $*" >> "$WORLD/calls"\n')
+    df.chmod(0o755)
+    environment = {"PATH": f"{machine.folder / 'bin'}:{os.environ['PATH']}", "WORLD": str(machine.folder)}
+    subprocess.run([str(watch)], check=True, env=environment)
+    asked, told = machine.calls().splitlines()
+    assert asked == f"df --output=pcent,target / {machine.folder}/var/lib/cryptostream-data"
+    assert re.fullmatch(
+        r"gcloud logging write cryptostream-disks \S+: /data is 80 % full --severity=WARNING", told
+    )
+    assert "/logs/cryptostream-disks" in (ROOT / "infra_terraform" / "monitoring.tf").read_text()
 
 
 def test_rights_and_routes_that_come_late_are_waited_for(machine: Machine) -> None:

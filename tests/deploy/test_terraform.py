@@ -181,6 +181,7 @@ BREAKS = [
     ("bigquery.tf", "count = var.bigquery ? 1 : 0", "count = 1", "made all the same"),
     ("gke.tf", "[local.cluster_ranges.pods]", '["10.0.0.0/8"]', "from their own range"),
     ("gke.tf", "enabled = false", "enabled = true", "the cluster's API has an address"),
+    ("monitoring.tf", "/logs/cryptostream-disks", "/logs/disks", "a disk that fills raises no alarm"),
     (
         "monitoring.tf",
         "google_storage_bucket.parquet.name",

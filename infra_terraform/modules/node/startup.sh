@@ -112,6 +112,24 @@ write_docker_settings() {
     echo '{"default-network-opts": {"bridge": {"com.docker.network.driver.mtu": "1460"}}}' >/etc/docker/daemon.json
 }
 
+# Every ten minutes: a disk that fills is told to the project's log, which is an alarm (monitoring.tf).
+write_watch() {
+    cat >/usr/local/sbin/cryptostream-disks <<WATCH
+#!/bin/sh
+df --output=pcent,target / $DATA | tail -n +2 | tr -d % | while read -r used where; do
+    [ "\$used" -lt 80 ] ||
+        gcloud logging write cryptostream-disks "\$(hostname): \$where is \$used % full" --severity=WARNING </dev/null
+done
+WATCH
+    chmod 755 /usr/local/sbin/cryptostream-disks
+    printf '[Service]\nType=oneshot\nEnvironment=HOME=/root\nExecStart=/usr/local/sbin/cryptostream-disks\n' \
+        >/etc/systemd/system/cryptostream-disks.service
+    printf '[Timer]\nOnActiveSec=1min\nOnUnitActiveSec=10min\n[Install]\nWantedBy=timers.target\n' \
+        >/etc/systemd/system/cryptostream-disks.timer
+    systemctl daemon-reload
+    systemctl enable --quiet --now cryptostream-disks.timer
+}
+
 start() {
     export HOME=${HOME:-/root} # a service has none; Docker's and Google's settings are there
     curl -sSf -H 'Metadata-Flavor: Google' "$METADATA" -o /run/cryptostream.json
@@ -143,6 +161,7 @@ start() {
         add_secret "$name" "$id"
     done
     write_command
+    write_watch
     # Not --wait: the brokers of one cluster wait for each other, and restart policies see to the rest.
     again /usr/local/bin/dc up -d --remove-orphans
 }
