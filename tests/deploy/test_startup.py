@@ -120,6 +120,7 @@ def test_a_boot_writes_files_makes_its_secret_waits_for_another_s_and_starts_com
     assert "auth configure-docker region-docker.pkg.dev" in machine.calls()
     up = r"docker compose --project-directory \S+/docker -f \S+/docker/compose.pipeline.yaml up -d"
     assert re.search(up, machine.calls())
+    assert machine.calls().splitlines()[-1] == "docker image prune --all --force"
     assert (machine.folder / "var/lib/cryptostream-data/spool").is_dir()
     docker = json.loads((machine.folder / "etc/docker/daemon.json").read_text())
     mtu = docker["default-network-opts"]["bridge"]["com.docker.network.driver.mtu"]

@@ -200,7 +200,8 @@ def test_whatever_is_broken_is_found_out(configuration: Path, tmp_path: Path) ->
         text = file.read_text()
         assert old in text, f"{name}: {old}"
         file.write_text(text.replace(old, new))
-    done = terraform(broken / "infra_terraform", "test", "-no-color", "-filter=tests/platform.tftest.hcl")
+    files = [f"-filter=tests/{name}.tftest.hcl" for name in ("platform", "switches")]
+    done = terraform(broken / "infra_terraform", "test", "-no-color", *files)
     said = re.sub(r"\s+", " ", done.stdout + done.stderr)
     assert [break_ for break_ in BREAKS if break_[3] not in said] == [], done.stdout + done.stderr
 

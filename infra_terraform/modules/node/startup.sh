@@ -164,6 +164,8 @@ start() {
     write_watch
     # Not --wait: the brokers of one cluster wait for each other, and restart policies see to the rest.
     again /usr/local/bin/dc up -d --remove-orphans
+    # The boot disk is small, and each upgrade leaves the images before it.
+    docker image prune --all --force >/dev/null
 }
 
 start
