@@ -198,7 +198,7 @@ def test_rights_and_routes_that_come_late_are_waited_for(machine: Machine) -> No
     assert said.returncode == 0, said.stderr
     calls = machine.calls()
     assert calls.count("apt-get update") == 2
-    assert "apt-get install -qq -y --no-install-recommends docker.io docker-compose" in calls
+    assert "apt-get install -qq -y --no-install-recommends docker.io docker-cli docker-compose" in calls
     (machine.folder / "secrets" / "cryptostream-postgres-password").unlink()
     (machine.folder / "calls").unlink()
     (machine.folder / "not yet").touch()

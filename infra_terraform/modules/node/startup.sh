@@ -141,7 +141,7 @@ start() {
     write_docker_settings
     local wanted=()
     if ! command -v docker >/dev/null || ! docker compose version >/dev/null 2>&1; then
-        wanted+=(docker.io docker-compose)
+        wanted+=(docker.io docker-cli docker-compose) # since Debian 13 the client is a package of its own
     fi
     # Google's images bring it, and where it comes from.
     command -v gcloud >/dev/null || wanted+=(google-cloud-cli)
