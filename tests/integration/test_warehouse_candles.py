@@ -248,6 +248,33 @@ def test_prev_close_is_the_window_before_whichever_is_built_first(
     assert pipeline.query("SELECT close_price, prev_close_price FROM ohlc_5m_history") == [(300, None)]
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_writers_of_neighbouring_windows_wait_for_each_other(pipeline: Pipeline, first: int) -> None:
+    """Neither sees what the other has not committed: one of the two must come later, and see it."""
+    pipeline.lake.commit([book(0, 100), book(300, 200)])
+    windows = [WINDOW, WINDOW.shifted(1)]
+    for window in windows:
+        pipeline.seal(window)
+        pipeline.parquet(window)
+    with connect(pipeline.settings) as one, connect(pipeline.settings) as other:
+        other.autocommit = True
+        later = threading.Thread(
+            target=steps.candle_step, args=(other, windows[1 - first], pipeline.settings), daemon=True
+        )
+        with one.transaction():
+            steps.candle_step(one, windows[first], pipeline.settings)
+            later.start()
+            waiting = (
+                "SELECT count(*) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+            while later.is_alive() and not pipeline.value(waiting):
+                later.join(0.01)
+        later.join()
+    prices = "SELECT close_price, prev_close_price FROM ohlc_5m_ticker ORDER BY event_time"
+    assert pipeline.query(prices) == [(100, None), (200, 100)]
+
+
 def test_the_questions_of_the_status_view(pipeline: Pipeline) -> None:
     assert queries.last_built_window(pipeline.connection) is None
     pipeline.lake.commit([book(0, 100), book(300, 200), book(0, 5, "ETH")])
