@@ -54,6 +54,8 @@ def failure_text(source: str, job: str, tags: Mapping[str, str], run_id: str, re
     last = tags.get(RANGE_END_TAG) or first
     windows = "" if first is None else f" for {first}" + (f" to {last}" if last != first else "")
     line = " ".join(reason.split())
+    if first is not None and first == last:
+        line = line.replace(f"{first}: ", "", 1)  # was said
     if len(line) > _REASON_CHARACTERS:
         line = line[: _REASON_CHARACTERS - 1] + "…"
     return f"CryptoStream ({source}): {job} failed{windows}, run {run_id[:8]}: {line}"

@@ -115,4 +115,6 @@ def test_what_is_told_says_which_windows_and_is_short() -> None:
     assert failure_text("upbit", "market", {}, "12345678", "no") == (
         "CryptoStream (upbit): market failed, run 12345678: no"
     )
-    assert " for 2025-02-02T16:05+0900, run" in failure_text("upbit", "j", {PARTITION_TAG: KEY}, "1", "no")
+    assert failure_text("upbit", "j", {PARTITION_TAG: KEY}, "1", f"raw_orderbook: {KEY}: no") == (
+        f"CryptoStream (upbit): j failed for {KEY}, run 1: raw_orderbook: no"
+    )
