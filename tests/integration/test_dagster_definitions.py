@@ -9,11 +9,13 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.test_utils import create_run_for_test
 
 from cryptostream_dagster.definitions import build_defs
-from cryptostream_dagster.jobs import RANGE_END_TAG, RANGE_START_TAG
+from cryptostream_dagster.jobs import RANGE_END_TAG, RANGE_START_TAG, RECONCILE, request_run
 from cryptostream_dagster.pictures import MOST_BYTES
 from cryptostream_dagster.questions import QUESTIONS
+from cryptostream_dagster.sensors import MAX_IN_FLIGHT
 from cryptostream_dagster.settings import PipelineSettings
 from tests.dagster_world import KEYS, START, WINDOW, World, book, open_world
 from tests.lake_builder import LakeBuilder, covered_minutes
@@ -118,9 +120,9 @@ def test_missing_settings_fail_a_run_with_the_sentence_that_loading_logged(
 def test_definitions_load_with_no_settings_at_all_and_quickly_enough() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("POSTGRES")}
     code = (
-        "import sys; from cryptostream_dagster.definitions import defs; "
+        "import sys; from cryptostream_dagster.definitions import defs; print('imported', file=sys.stderr); "
         "slow = {'duckdb', 'pandas', 'pyarrow', 'psycopg', 'numpy', 'google.cloud.storage', 'kafka'}; "
-        "print(sorted(slow & set(sys.modules)), bool(defs.assets))"
+        "print(bool(defs().assets), sorted(slow & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -130,8 +132,11 @@ def test_definitions_load_with_no_settings_at_all_and_quickly_enough() -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["[]", "True"]
-    assert "POSTGRES_HOST, POSTGRES_USER, POSTGRES_DB not set" in done.stderr
+    assert done.stdout.split() == ["True", "[]"]
+    # Said when they are loaded: a backfill of a local stack imports them, too, and lacks nothing.
+    imported, _, loaded = done.stderr.partition("imported")
+    assert imported == ""
+    assert "POSTGRES_HOST, POSTGRES_USER, POSTGRES_DB not set" in loaded
     assert "Warning" not in done.stderr
 
 
@@ -176,6 +181,19 @@ def test_windows_that_are_not_complete_hold_up_none_that_is_however_many_they_ar
         "INSERT INTO lake_window (window_start, rows, revision) SELECT start, 1, 1 FROM generate_series("
         f"'{WINDOW.end}'::timestamptz, '{WINDOW.shifted(1001).start}', '5 minutes') AS start RETURNING 1"
     )
+    assert [request.partition_key for request in world.tick()] == [KEYS[0]]
+
+
+def test_the_sensor_has_two_runs_under_way_at_most(world: World) -> None:
+    world.lake.commit([book(0, 100)])
+    world.lake.through(WINDOW.end)
+    elsewhere = request_run(RECONCILE, "key", KEYS[2], KEYS[2]).tags
+    for _ in range(MAX_IN_FLIGHT):
+        run = create_run_for_test(
+            world.instance, job_name="build_windows", status=dg.DagsterRunStatus.STARTED, tags=elsewhere
+        )
+    assert world.tick() == []
+    world.instance.report_run_canceled(run)
     assert [request.partition_key for request in world.tick()] == [KEYS[0]]
 
 

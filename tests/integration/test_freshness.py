@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from cryptostream_dagster.definitions import build_defs
 from cryptostream_dagster.resources import Platform
 from cryptostream_dagster.window import Window
-from tests.lake_builder import covered_minutes
+from tests.lake_builder import Row, covered_minutes, frame, ms
 from tests.pipeline import Pipeline, open_pipeline
 from tests.postgres_fixture import TestDatabase
 from tests.webhook_server import open_webhook
@@ -86,8 +86,11 @@ def test_only_a_new_window_that_was_listened_to_is_fresh(pipeline: Pipeline) -> 
         assert again is not None
         assert not again[0]
 
-        # What they heard comes late: now it is known that somebody listened.
-        lake.commit(heartbeats=covered_minutes(last.start, 5, "BTC"))
+        # What they heard comes late: now it is known that somebody listened. Books of tickers to which nobody
+        # was subscribed say nothing of that.
+        at = ms(last.start) + 1000
+        strays = [Row(frame(ticker, at, [(2, 1, 1, 1)]), at * 1000 + 50) for ticker in ("ETH", "XRP")]
+        lake.commit(strays, covered_minutes(last.start, 5, "BTC"))
         pipeline.build(last)
         green = watch.tick()
         assert green is not None

@@ -128,6 +128,10 @@ def test_the_series_without_holes_says_what_it_carried_and_who_listened(pipeline
         (20, False, None, 0),
         (20, True, minutes(5), 0),
     ]
+    # It begins with the ticker's first candle, whenever that was built.
+    pipeline.lake.commit([book(minutes(-15), 5)])
+    build(pipeline, -15, -15)
+    assert pipeline.query(query)[:2] == [(5, False, None, None), (10, False, None, 1)]
 
 
 # ── what was known when ────────────────────────────────────────
