@@ -118,6 +118,9 @@ def test_that_it_turned_is_told_to_a_webhook(pipeline: Pipeline) -> None:
         pipeline.build(last)
         watch.tick()
         watch.tick()
+        # Said to the check again after every window, and to people once.
+        instance.report_runless_asset_event(dg.AssetMaterialization("ohlc_5m_ticker"))
+        assert watch.tick() is not None
         (told,) = webhook.told
         assert told.startswith("CryptoStream (simulator): ohlc_5m_ticker is fresh again: the newest covered")
 

@@ -173,6 +173,16 @@ def test_a_backfill_leaves_alone_what_is_finished_and_reads_nothing_for_it(
     after = {(a, k): world.materialization(a, k) for a in ASSETS for k in KEYS}
     # What people saw before they see still.
     assert after == {key: {**told, "skipped": True} for key, told in before.items()}
+    # But what was told of another version is not told of this one.
+    key = KEYS[0]
+    other = {"dagster/data_version": "another"}
+    world.instance.report_runless_asset_event(
+        dg.AssetMaterialization("ohlc_5m_ticker", partition=key, metadata={"books": 99}, tags=other)
+    )
+    assert world.run(KEYS[0], KEYS[1], **BACKFILL).success
+    told = world.materialization("ohlc_5m_ticker", key)
+    kept = {name: before["ohlc_5m_ticker", key][name] for name in ("data_version", "version", "digest")}
+    assert told == {**kept, "skipped": True}
     # A single window of a backfill, too; and without the raw objects nothing else could succeed.
     assert world.run(KEYS[0], **BACKFILL).success
     assert not world.run(KEYS[0], KEYS[3], **FORCED).success

@@ -244,6 +244,10 @@ def test_what_was_forgotten_stays_frozen_when_the_setting_is_taken_back(pipeline
     kept_for_ever = pipeline.settings
     now = expire_the_old(pipeline)
     prune(pipeline.connection, pipeline.settings, now, budget_s=60)
+    # The catalog is pruned a day later than windows are frozen: what the setting says counts as well.
+    retention_days = pipeline.settings.raw_retention
+    assert retention_days is not None
+    assert frozen_until(pipeline.connection, pipeline.settings, now) == now - retention_days
     pipeline.settings = kept_for_ever
     with pytest.raises(Frozen):
         pipeline.seal(OLD)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cryptostream_dagster import commands
+from cryptostream_dagster.catalog.sync import sync
 from cryptostream_dagster.client import Client
 from cryptostream_dagster.transforms.schema import CANDLE_COLUMNS
 from cryptostream_dagster.warehouse.connection import connect
@@ -128,6 +129,10 @@ def test_the_series_without_holes_says_what_it_carried_and_who_listened(pipeline
         (20, False, None, 0),
         (20, True, minutes(5), 0),
     ]
+    # A window that is not built yet is no window without a book.
+    pipeline.lake.commit([book(minutes(15), 7)])
+    sync(pipeline.connection, pipeline.lake.store)
+    assert len(pipeline.query(query)) == 5
     # It begins with the ticker's first candle, whenever that was built.
     pipeline.lake.commit([book(minutes(-15), 5)])
     build(pipeline, -15, -15)
