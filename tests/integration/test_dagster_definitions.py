@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -142,15 +143,22 @@ def test_definitions_load_with_no_settings_at_all_and_quickly_enough() -> None:
 
 def test_the_schedule_asks_for_the_window_that_just_ended(world: World) -> None:
     schedule = world.defs.resolve_schedule_def("live_window")
-    when = datetime(2025, 2, 2, 7, 10, tzinfo=UTC)
-    context = dg.build_schedule_context(
-        instance=world.instance,
-        scheduled_execution_time=when,
-        repository_def=world.defs.get_repository_def(),
-    )
-    (request,) = schedule.evaluate_tick(context).run_requests or []
+
+    def tick(when: datetime) -> Any:
+        context = dg.build_schedule_context(
+            instance=world.instance,
+            scheduled_execution_time=when,
+            repository_def=world.defs.get_repository_def(),
+        )
+        return schedule.evaluate_tick(context)
+
+    (request,) = tick(datetime(2025, 2, 2, 7, 10, tzinfo=UTC)).run_requests or []
     assert request.partition_key == KEYS[0]
     assert request.tags["dagster/priority"] == "10"
+    # The window before the first one that there is has no partition.
+    before = tick(world.settings.first_window)
+    assert (before.run_requests or []) == []
+    assert before.skip_message == "2025-01-31T23:55+0900 is before PARTITIONS_START=2025-02-01T00:00+0900"
 
 
 def test_the_sensor_builds_what_is_complete_once_and_again_when_it_grew(world: World) -> None:
