@@ -187,26 +187,37 @@ def create_bucket(url: str) -> bool:
         Whether it was created.
 
     Raises:
-        UserError: If the URL is none, the name belongs to somebody else, or the service refuses.
+        UserError: If the URL is none, the bucket is one that this account may not use, or the service refuses.
     """
     name, _ = _split(url)
     client, _ = _connect(url)
     bucket = client.bucket(name)
+    # Looked for first: who may use a bucket need not be one who may create any, nor know a project.
+    try:
+        next(iter(client.list_blobs(bucket, max_results=1, timeout=TIMEOUT_S)), None)
+    except answers.NotFound:
+        pass
+    except answers.Forbidden as error:
+        raise UserError(
+            f"{url}: this account may not look into the bucket {name} ({_line(error)}); give it the roles of "
+            "docs/commit-chain.md, or, if the name is somebody else's (all of Google's customers share them), "
+            "name another"
+        ) from error
+    except _FAILURES as error:
+        raise UserError(f"{url}: the bucket {name} cannot be looked into: {_line(error)}") from error
+    else:
+        return False
     bucket.iam_configuration.uniform_bucket_level_access_enabled = True
     bucket.iam_configuration.public_access_prevention = "enforced"
     try:
         client.create_bucket(bucket, timeout=TIMEOUT_S)
-    except answers.Conflict as error:
-        try:
-            next(iter(client.list_blobs(bucket, max_results=1, timeout=TIMEOUT_S)), None)
-        except _FAILURES:
-            raise UserError(
-                f"{url}: the name {name} is taken, by somebody whose bucket this account may not look into "
-                f"({_line(error)}); bucket names are shared by all of Google's customers: name another"
-            ) from error
+    except answers.Conflict:  # somebody was quicker
         return False
     except _FAILURES as error:
-        raise UserError(f"{url}: the bucket {name} cannot be created: {_line(error)}") from error
+        raise UserError(
+            f"{url}: there is no bucket {name}, and it cannot be created ({_line(error)}); "
+            f"create it: gcloud storage buckets create gs://{name} --location=…"
+        ) from error
     return True
 
 

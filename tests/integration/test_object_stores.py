@@ -496,13 +496,28 @@ def test_a_bucket_is_created_once_and_then_there(gcs: FakeGcs, monkeypatch: pyte
         create_bucket("s3://elsewhere")
 
 
-def test_a_bucket_s_name_that_somebody_else_has_is_refused_and_says_what_to_do(
+def test_who_may_use_a_bucket_need_not_be_allowed_to_create_one(
+    gcs: FakeGcs, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+    proxy.fault(403, lambda request: request.method == "POST", times=2)
+    assert not create_bucket(f"gs://{gcs.bucket()}/orderbook")
+    with pytest.raises(
+        UserError, match=r"gs://none/orderbook: there is no bucket none, .*buckets create gs://none"
+    ):
+        create_bucket("gs://none/orderbook")
+
+
+def test_a_bucket_that_is_somebody_else_s_is_refused_and_says_what_to_do(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
-    proxy.fault(409, lambda request: request.method == "POST")
     proxy.fault(403, lambda request: request.path.endswith("/o"))
     with pytest.raises(UserError) as refused:
         create_bucket("gs://somebodys/orderbook")
-    assert "gs://somebodys/orderbook: the name somebodys is taken" in str(refused.value)
-    assert "bucket names are shared by all of Google's customers: name another" in str(refused.value)
+    assert "gs://somebodys/orderbook: this account may not look into the bucket somebodys" in str(
+        refused.value
+    )
+    assert "if the name is somebody else's (all of Google's customers share them), name another" in str(
+        refused.value
+    )
