@@ -22,8 +22,8 @@ locals {
   ])
   settable = setsubtract([for name in local.read_by_compose : name if !startswith(name, "KAFKA_")], [
     # Said here.
-    "COMPOSE_PROFILES", "CONSUMER_CONF", "DAGSTER_IMAGE", "DATA_DIR", "INGEST_IMAGE", "PARQUET_URL", "PARTITIONS_START",
-    "PIPELINE_ADDRESS", "POSTGRES_HOST", "PRODUCER_CONF", "RAW_RETENTION_DAYS", "RAW_URL", "SECRETS",
+    "COMPOSE_PROFILES", "CONSUMER_CONF", "DAGSTER_IMAGE", "DATA_DIR", "INGEST_IMAGE", "MOUNTED_FILES", "PARQUET_URL",
+    "PARTITIONS_START", "PIPELINE_ADDRESS", "POSTGRES_HOST", "PRODUCER_CONF", "RAW_RETENTION_DAYS", "RAW_URL", "SECRETS",
     # A secret: alert_webhook.
     "ALERT_WEBHOOK_URL",
     # A machine of Google's has the real store, the compose files' own names, and one process for each published port.
@@ -97,18 +97,13 @@ module "dagster" {
   deletion_protection = var.deletion_protection
   compose_file        = "compose.dagster.yaml"
   folders             = { prometheus = 65534, grafana = 472, dagster-logs = 1000, scratch = 1000 }
-  files = merge(
-    { for name, text in local.docker_files : "docker/${name}" => text if !startswith(name, "postgres/") },
-    { "producer.conf" = file(var.producer_conf), "consumer.conf" = file(var.consumer_conf) },
-  )
+  files               = { for name, text in local.docker_files : "docker/${name}" => text if !startswith(name, "postgres/") }
   environment = merge(local.common_environment, var.settings, {
     COMPOSE_PROFILES = "monitoring"
     KAFKA_BOOTSTRAP  = local.kafka_bootstrap
     PIPELINE_ADDRESS = module.pipeline.address
     POSTGRES_HOST    = module.pipeline.address
     PARTITIONS_START = var.partitions_start
-    PRODUCER_CONF    = "/etc/cryptostream/producer.conf"
-    CONSUMER_CONF    = "/etc/cryptostream/consumer.conf"
   }, var.raw_days == null ? {} : { RAW_RETENTION_DAYS = tostring(var.raw_days) })
   secrets = {
     postgres_password       = { id = local.secret_ids["postgres-password"], make = false }

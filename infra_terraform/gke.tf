@@ -89,6 +89,15 @@ resource "google_service_account_iam_member" "gke" {
   depends_on = [google_container_cluster.dagster]
 }
 
+# What keeps their output looks at the bucket itself when it starts (dagster-gcp), which objectUser does not allow.
+resource "google_storage_bucket_iam_member" "run_logs" {
+  count = var.gke ? 1 : 0
+
+  bucket = google_storage_bucket.parquet.name
+  role   = "roles/storage.legacyBucketReader"
+  member = google_service_account.role["dagster"].member
+}
+
 # Pods have addresses of their own and no service account that a firewall knows: they are let in by their range.
 resource "google_compute_firewall" "gke" {
   count = var.gke ? 1 : 0

@@ -20,7 +20,7 @@ run "switches_add_only_what_they_say" {
     condition = (
       length(google_bigquery_dataset.this) == 0 && length(google_bigquery_job.orderbook) == 0 &&
       length(google_container_cluster.dagster) == 0 && length(google_service_account.nodes) == 0 &&
-      length(google_compute_firewall.gke) == 0 && length(google_compute_subnetwork.this.secondary_ip_range) == 0 &&
+      length(google_compute_firewall.gke) == 0 && length(google_storage_bucket_iam_member.run_logs) == 0 && length(google_compute_subnetwork.this.secondary_ip_range) == 0 &&
       length(google_monitoring_alert_policy.absence) == 0 && length(google_monitoring_alert_policy.processor) == 0 &&
       length(google_monitoring_alert_policy.disks) == 0 &&
       !contains(keys(google_secret_manager_secret.this), "alert-webhook-url") && output.gke_values == null
@@ -110,6 +110,11 @@ run "gke_is_private_and_its_pods_reach_postgres_and_no_more" {
   }
 
   assert {
+    condition     = google_storage_bucket_iam_member.run_logs[0].bucket == "my-project-parquet" && google_storage_bucket_iam_member.run_logs[0].role == "roles/storage.legacyBucketReader" && google_storage_bucket_iam_member.run_logs[0].member == "serviceAccount:dagster@test.iam.gserviceaccount.com"
+    error_message = "what keeps the runs' output may not look at its bucket, and no pod starts"
+  }
+
+  assert {
     condition = (
       yamldecode(output.gke_values).serviceAccount.annotations["iam.gke.io/gcp-service-account"] == "dagster@test.iam.gserviceaccount.com" &&
       yamldecode(output.gke_values).global.serviceAccountName == "dagster" &&
@@ -144,7 +149,7 @@ run "settings_reach_the_machines_that_read_them" {
   variables {
     settings      = { DEPTH = "30", DAILY_URL = "gs://my-project-parquet/days" }
     alert_webhook = true
-    producer_conf = "../ingest_services/conf/producer.conf"
+    producer_conf = "../ingest_services/conf/consumer.conf"
   }
 
   assert {
@@ -163,6 +168,14 @@ run "settings_reach_the_machines_that_read_them" {
   assert {
     condition     = !contains(keys(google_secret_manager_secret_iam_member.maker), "alert-webhook-url") && google_secret_manager_secret_iam_member.reader["alert-webhook-url dagster"].role == "roles/secretmanager.secretAccessor"
     error_message = "the webhook's URL is a person's to say and Dagster's to read"
+  }
+
+  assert {
+    condition = (
+      module.pipeline.told.environment.MOUNTED_FILES == substr(sha256(jsonencode({ for name in ["producer.conf", "consumer.conf"] : name => file("../ingest_services/conf/consumer.conf") })), 0, 16) &&
+      alltrue([for node in module.kafka : node.told.environment.MOUNTED_FILES == substr(sha256("{}"), 0, 16)])
+    )
+    error_message = "producers go on with the conf file that was, or brokers are made anew for a file that they do not read"
   }
 }
 

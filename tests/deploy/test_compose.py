@@ -104,6 +104,33 @@ def test_services_wait_for_what_they_need() -> None:
         assert found == conditions, service
 
 
+def test_one_service_builds_an_image_and_nobody_fetches_it() -> None:
+    """Two that build one name end the first `up` of a machine: Compose builds them at the same time."""
+    builders: dict[str, list[str]] = {}
+    users: dict[str, set[str]] = {}
+    for service, given in meaning("compose.yaml")["services"].items():
+        name = given["image"].partition(":")[0]
+        if not name.startswith("cryptostream-"):
+            continue
+        if build := given.get("build"):
+            assert name == f"cryptostream-{build['target']}"
+            builders.setdefault(name, []).append(service)
+        else:
+            assert given["pull_policy"] == "never", service
+            users.setdefault(name, set()).add(service)
+    assert builders == {"cryptostream-ingest": ["buckets"], "cryptostream-dagster": ["migrate"]}
+    assert users.keys() == builders.keys()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_who_reads_a_mounted_file_at_its_start_is_made_anew_when_it_is_another(name: str) -> None:
+    settings = {**NODE_SETTINGS, "COMPOSE_PROFILES": "fake-gcs,monitoring", "MOUNTED_FILES": "others"}
+    for service, given in resolve(name, None, settings)["services"].items():
+        # Jobs run at each `up`.
+        reads = service not in JOBS and any(v["type"] == "bind" for v in given.get("volumes", ()))
+        assert ("others" in given.get("labels", {}).values()) is reads, service
+
+
 def test_up_waits_for_every_job_to_end_well() -> None:
     # `up --wait` takes a container that has ended for a failure, unless a service waits for its success.
     awaited = {

@@ -8,6 +8,13 @@ terraform {
   }
 }
 
+locals {
+  # Another value makes those anew that read a mounted file when they start (docker/services.yaml). What compose files
+  # say, Compose sees itself, and jobs run at each start-up anyway.
+  mounted     = { for name, text in var.files : name => text if !can(regex("^docker/[^/]+[.]yaml$|[.]sh$", name)) }
+  environment = merge(var.environment, { MOUNTED_FILES = substr(sha256(jsonencode(local.mounted)), 0, 16) })
+}
+
 resource "google_compute_disk" "data" {
   #checkov:skip=CKV_GCP_37:Google encrypts it with keys of its own; a key that a person can lose is a way to lose the data
   name = "${var.name}-data"
@@ -82,7 +89,7 @@ resource "google_compute_instance" "this" {
     cryptostream = jsonencode({
       compose_file        = var.compose_file
       files               = var.files
-      environment         = var.environment
+      environment         = local.environment
       environment_secrets = var.environment_secrets
       folders             = var.folders
       secrets             = var.secrets

@@ -27,7 +27,7 @@ output "told" {
   description = "What the machine is told by its metadata; no secrets."
   value = {
     compose_file        = var.compose_file
-    environment         = var.environment
+    environment         = local.environment
     environment_secrets = var.environment_secrets
     files               = keys(var.files)
     folders             = var.folders
