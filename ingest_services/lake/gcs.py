@@ -187,7 +187,7 @@ def create_bucket(url: str) -> bool:
         Whether it was created.
 
     Raises:
-        UserError: If the URL is none, the bucket is one that this account may not use, or the service refuses.
+        UserError: If the URL is none, this account may not use the bucket, or the service refuses.
     """
     name, _ = _split(url)
     client, _ = _connect(url)
@@ -199,9 +199,9 @@ def create_bucket(url: str) -> bool:
         pass
     except answers.Forbidden as error:
         raise UserError(
-            f"{url}: this account may not look into the bucket {name} ({_line(error)}); give it the roles of "
-            "docs/commit-chain.md, or, if the name is somebody else's (all of Google's customers share them), "
-            "name another"
+            f"{url}: this account may not look into the bucket {name} ({_line(error)}); give it the "
+            "roles of docs/commit-chain.md, or, if the name is somebody else's (all of Google's customers "
+            "share them), name another"
         ) from error
     except _FAILURES as error:
         raise UserError(f"{url}: the bucket {name} cannot be looked into: {_line(error)}") from error

@@ -87,15 +87,6 @@ def exchange() -> Iterator[int]:
 
 
 @pytest.fixture
-def dagster_database(database: TestDatabase) -> Iterator[str]:
-    """The name of a database that a test's containers make."""
-    name = f"dagster_{uuid.uuid4().hex[:8]}"
-    yield name
-    with psycopg.connect(database.dsn, autocommit=True) as connection:
-        connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')  # type: ignore[arg-type]
-
-
-@pytest.fixture
 def containers(
     tmp_path: Path, exchange: int, gcs: FakeGcs, database: TestDatabase, dagster_database: str
 ) -> Iterator[Containers]:

@@ -6,9 +6,9 @@ import json
 import subprocess
 import time
 import urllib.request
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,6 @@ ENVIRONMENT = {"PATH": f"{POSTGRES_PROGRAMS}:/usr/bin:/bin", "LC_ALL": "C"}
 def service(name: str) -> dict[str, Any]:
     given: dict[str, Any] = resolve("compose.yaml", DOCKER / "env.example")["services"][name]
     return given
-
-
-@pytest.fixture
-def dagster_database(database: TestDatabase) -> Iterator[str]:
-    """The name of a database that a test's job makes."""
-    name = f"dagster_{uuid.uuid4().hex[:8]}"
-    yield name
-    with psycopg.connect(database.dsn, autocommit=True) as connection:
-        connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')  # type: ignore[arg-type]
 
 
 def make_databases(
@@ -88,14 +79,9 @@ def test_the_databases_job_may_run_again_and_takes_a_new_password(
 def test_an_empty_password_is_refused_before_anything_is_made(
     tmp_path: Path, database: TestDatabase, dagster_database: str, empty: str
 ) -> None:
-    server = TestDatabase(database.host, database.port, database.user, "", database.name)
-    reader = "something"
-    if empty == "grafana_reader_password":
-        server, reader = database, "\n"
-        server = TestDatabase(
-            database.host, database.port, database.user, database.password or "x", database.name
-        )
-    done = make_databases(tmp_path, server, dagster_database, reader)
+    said = {"postgres_password": "something", "grafana_reader_password": "something", empty: "\n"}
+    server = replace(database, password=said["postgres_password"])
+    done = make_databases(tmp_path, server, dagster_database, said["grafana_reader_password"])
     assert done.returncode != 0
     assert f"write the password into docker/secrets/{empty}" in done.stderr
     assert done.stderr.count("\n") == 1
