@@ -162,6 +162,7 @@ class Place:
             "DAGSTER_HOME": str(self.home),
             "PYTHONPATH": str(ROOT),
         }
+        self.launched_s = 0.0  # of a backfill's runs themselves
         self.assets = window_assets(build_defs(self.settings), window_partitions(self.settings))
 
     def keys(self, first: Window, windows: int) -> list[str]:
@@ -200,12 +201,24 @@ class Place:
             assert status.value == "COMPLETED_SUCCESS", status
             records = opened.get_run_records(dg.RunsFilter(run_ids=runs))
         ends = sorted(record.end_time or 0.0 for record in records)
+        self.launched_s = sum((record.end_time or 0.0) - (record.start_time or 0.0) for record in records)
         counts = [min(WINDOWS_A_RUN, windows - start) for start in range(0, windows, WINDOWS_A_RUN)]
         assert len(counts) == len(ends)
         return [
             Took(count, until - since, peaks.gib)
             for count, (since, until) in zip(counts, pairwise([began, *ends]), strict=True)
         ]
+
+    @property
+    def dagster_dsn(self) -> str:
+        return self.server.dsn.rpartition("/")[0] + "/" + DAGSTER_DATABASE
+
+    def dagster_bytes(self) -> int:
+        """Return the size of Dagster's own database."""
+        with psycopg.connect(self.dagster_dsn) as connection:
+            row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
+        assert row is not None
+        return int(row[0])
 
     def told(self, first: Window, windows: int) -> list[str]:
         """Say what Dagster does not show of windows as it should: materializations, results of checks."""
@@ -215,8 +228,7 @@ class Place:
             for asset in self.assets:
                 if missing := set(keys) - set(opened.get_materialized_partitions(asset)):
                     wrong.append(f"{asset.to_user_string()}: {len(missing)} windows are not materialized")
-        dsn = self.server.dsn.rpartition("/")[0] + "/" + DAGSTER_DATABASE
-        with psycopg.connect(dsn) as connection:
+        with psycopg.connect(self.dagster_dsn) as connection:
             results = connection.execute(CHECK_RESULTS, (keys,)).fetchall()
         # One of its own in each run: whether every window was built.
         if len(results) != len(QUESTIONS) + 1:
@@ -255,10 +267,10 @@ class Peaks:
         while not self._over.wait(LOOK_S):
             for process in Path("/proc").glob("[0-9]*"):
                 try:
-                    if b"execute_run" in (process / "cmdline").read_bytes():
-                        status = (process / "status").read_text()
-                    else:
+                    # A run is a process that the code server spawns.
+                    if b"spawn_main" not in (process / "cmdline").read_bytes():
                         continue
+                    status = (process / "status").read_text()
                 except OSError:
                     continue  # it has ended
                 for line in status.splitlines():
@@ -310,18 +322,22 @@ def main() -> None:
         window = window.shifted(BARE)
         few = together(place.ranged(window, half)) if half else None
         window = window.shifted(half)
+        size = place.dagster_bytes()
         many = place.backfilled(window, count) if given.daemon else place.ranged(window, count)
+        size = place.dagster_bytes() - size
         wrong = place.told(window, count)
         again = together(place.ranged(window, count, backfill=True))
     single, whole = together(singles), together(many)
     table = Table(title=f"{given.tickers} tickers, {given.books:,} books a window, depth {DEPTH}")
     for column in ("what", "windows", "s", "s a window", "GiB"):
         table.add_column(column, justify="left" if column == "what" else "right")
+    itself = Took(count, place.launched_s, whole.memory) if given.daemon else None
     for name, took in (
         ("single", single),
         ("bare", bare),
         ("ranged, half as many", few),
         ("ranged, one backfill of the daemon's" if given.daemon else "ranged", whole),
+        ("of that, the runs themselves", itself),
         ("finished already", again),
     ):
         if took is not None:
@@ -345,6 +361,7 @@ def main() -> None:
         (f"a window {what} takes {grown:.2f} times as long (goal ≤ {MOST_GROWTH})", grown <= MOST_GROWTH),
         (f"memory of a run {memory:.2f} GiB (goal ≤ {MOST_MEMORY_GIB})", memory <= MOST_MEMORY_GIB),
         (f"a finished window {whole.each / again.each:.1f} times faster than one to build", True),
+        (f"a window is {size / count / 1000:.0f} kB in Dagster's database", True),
         (
             "; ".join(wrong)
             or f"every window materialized by each of {len(place.assets)} assets, with {len(QUESTIONS) + 1} "

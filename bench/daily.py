@@ -6,7 +6,7 @@ others' objects are its rows, all or some of them, under as many names as there 
 what is read comes from memory, and what a disk adds is not in the figures; all else is real: every object is
 opened, checked and read, and its rows are compressed anew.
 
-* bare: DuckDB reads the windows' objects and writes one file a ticker, without order, checks or a record;
+* bare: DuckDB copies the windows' objects of 20 tickers to a file for each, without checks or a record;
 * again: the same day once more: nothing is left to do;
 * scan: DuckDB reads one column of a ticker's day, from its windows' objects and from its file.
 
@@ -58,6 +58,7 @@ BUSY, MIDDLING, QUIET = 3_000, 500, 40
 MOST_MEMORY_GIB = 1.5
 MOST_SECONDS = 8_640
 REPEATS = 3
+BARE_TICKERS = 20  # as uneven as all of them
 FIRST = "T000"  # the ticker that the platform builds
 
 
@@ -226,7 +227,8 @@ def main() -> None:
             ).fetchall()
         day = place.child("step", tickers)
         again = place.child("step", tickers)
-        bare = place.child("bare", tickers)
+        some = min(tickers, BARE_TICKERS)
+        bare = place.child("bare", some)
         files = [place.daily / daily_path(ticker_of(number), DAY) for number in range(tickers)]
         after = sum(file.stat().st_size for file in files)
         scans = []
@@ -238,13 +240,17 @@ def main() -> None:
     table = Table()
     for column in ("what", "s", "processor s", "GiB"):
         table.add_column(column, justify="left" if column == "what" else "right")
-    for name, took in (("step", day), ("again", again), ("bare", bare)):
+    for name, took in (("step", day), ("again", again), (f"bare, {some} tickers", bare)):
         table.add_row(name, f"{took['s']:.1f}", f"{took['cpu']:.1f}", f"{took['gib']:.2f}")
     console.print(table)
     ratio = after / before[1]
     for said, good in (
         (f"{before[1] / 1e9:.2f} GB before, {after / 1e9:.2f} GB after: {ratio:.2f} times", ratio <= 1),
-        (f"the bare copy takes {bare['s'] / day['s']:.2f} times as long", True),
+        (
+            f"a ticker takes {day['s'] / tickers:.2f} s, barely copied {bare['s'] / some:.2f} s "
+            f"(of the processor {day['cpu'] / tickers:.2f} and {bare['cpu'] / some:.2f})",
+            True,
+        ),
         (f"memory {day['gib']:.2f} GiB (goal ≤ {MOST_MEMORY_GIB})", day["gib"] <= MOST_MEMORY_GIB),
         (f"{day['s']:.0f} s for the day (goal ≤ {MOST_SECONDS})", day["s"] <= MOST_SECONDS),
         (f"{day['files']:.0f} files written, then {again['files']:.0f}", not again["files"]),
