@@ -99,7 +99,8 @@ module "dagster" {
   folders             = { prometheus = 65534, grafana = 472, dagster-logs = 1000, scratch = 1000 }
   files               = { for name, text in local.docker_files : "docker/${name}" => text if !startswith(name, "postgres/") }
   environment = merge(local.common_environment, var.settings, {
-    COMPOSE_PROFILES = "monitoring"
+    # Two daemons on one storage would both tick: with a cluster, this one's is not started.
+    COMPOSE_PROFILES = var.gke ? "monitoring" : "dagster,monitoring"
     PIPELINE_ADDRESS = module.pipeline.address
     POSTGRES_HOST    = module.pipeline.address
     PARTITIONS_START = var.partitions_start

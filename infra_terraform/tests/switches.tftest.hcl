@@ -29,6 +29,11 @@ run "switches_add_only_what_they_say" {
   }
 
   assert {
+    condition     = module.dagster.told.environment.COMPOSE_PROFILES == "dagster,monitoring"
+    error_message = "Dagster runs nowhere"
+  }
+
+  assert {
     condition     = !contains(keys(google_project_service.this), "container.googleapis.com") && !contains(keys(google_project_service.this), "bigquery.googleapis.com")
     error_message = "a service is turned on for a switch that is off"
   }
@@ -135,6 +140,11 @@ run "gke_is_private_and_its_pods_reach_postgres_and_no_more" {
       }
     )
     error_message = "the chart's values do not say where everything is"
+  }
+
+  assert {
+    condition     = module.dagster.told.environment.COMPOSE_PROFILES == "monitoring"
+    error_message = "the machine's daemon and the cluster's both tick"
   }
 
   assert {

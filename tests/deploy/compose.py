@@ -41,7 +41,7 @@ NODE_SETTINGS = {
     "KAFKA_BOOTSTRAP": "kafka-1:9092,kafka-2:9092,kafka-3:9092",
     "POSTGRES_HOST": "pipeline",
     "PIPELINE_ADDRESS": "10.0.0.5",
-    "COMPOSE_PROFILES": "monitoring",
+    "COMPOSE_PROFILES": "dagster,monitoring",
     "RAW_URL": "gs://raw/orderbook",
     "PARQUET_URL": "gs://parquet/orderbook",
 }

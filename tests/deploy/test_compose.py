@@ -123,7 +123,7 @@ def test_one_service_builds_an_image_and_nobody_fetches_it() -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_who_reads_a_mounted_file_at_its_start_is_made_anew_when_it_is_another(name: str) -> None:
-    settings = {**NODE_SETTINGS, "COMPOSE_PROFILES": "fake-gcs,monitoring", "MOUNTED_FILES": "others"}
+    settings = {**NODE_SETTINGS, "COMPOSE_PROFILES": "dagster,fake-gcs,monitoring", "MOUNTED_FILES": "others"}
     for service, given in resolve(name, None, settings)["services"].items():
         # Jobs run at each `up`.
         reads = service not in JOBS and any(v["type"] == "bind" for v in given.get("volumes", ()))
@@ -147,6 +147,11 @@ def test_without_profiles_there_is_no_fake_store_and_no_monitoring(tmp_path: Pat
     services = resolve("compose.yaml", own)["services"]
     assert not {"gcs", "prometheus", "grafana"} & services.keys()
     assert services["consumer"]["environment"]["STORAGE_EMULATOR_HOST"] == ""
+
+
+def test_a_vm_whose_dagster_is_on_a_cluster_runs_no_second_one() -> None:
+    without = resolve("compose.dagster.yaml", None, {**NODE_SETTINGS, "COMPOSE_PROFILES": "monitoring"})
+    assert without["services"].keys() == {"migrate", "prometheus", "grafana"}
 
 
 def test_replicas_instead_of_numbered_services(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def help_of(subcommand: str) -> str:
 
 @cache
 def known_services() -> frozenset[str]:
-    settings = {**NODE_SETTINGS, "COMPOSE_PROFILES": "fake-gcs,monitoring"}
+    settings = {**NODE_SETTINGS, "COMPOSE_PROFILES": "dagster,fake-gcs,monitoring"}
     return frozenset().union(*(resolve(name, None, settings)["services"] for name in FILES))
 
 

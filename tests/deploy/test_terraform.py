@@ -181,6 +181,7 @@ BREAKS = [
     ("bigquery.tf", "count = var.bigquery ? 1 : 0", "count = 1", "made all the same"),
     ("gke.tf", "[local.cluster_ranges.pods]", '["10.0.0.0/8"]', "from their own range"),
     ("gke.tf", "enabled = false", "enabled = true", "the cluster's API has an address"),
+    ("compute.tf", 'var.gke ? "monitoring" : "dagster,monitoring"', '"dagster"', "the cluster's both tick"),
     ("gke.tf", "legacyBucketReader", "objectViewer", "and no pod starts"),
     ("modules/node/main.tf", "jsonencode(local.mounted)", '"always"', "with the conf file that was"),
     ("monitoring.tf", "/logs/cryptostream-disks", "/logs/disks", "a disk that fills raises no alarm"),
