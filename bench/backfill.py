@@ -90,6 +90,11 @@ class Took:
         """Seconds a window."""
         return self.seconds / self.windows
 
+    @property
+    def work(self) -> float:
+        """Processor seconds a window."""
+        return self.processor / self.windows
+
 
 def together(runs: Sequence[Took]) -> Took:
     return Took(
@@ -199,7 +204,7 @@ class Place:
 
         A run's time is from the end of the one before, so that the sum is all of the time that it took.
         """
-        watched = Watched()
+        watched = Watched(self.home)
         with dg.DagsterInstance.from_config(str(self.home)) as opened, daemon(self.home, self.environment):
             began = time.time()
             wanted = [first.shifted(n) for n in range(windows)]
@@ -211,11 +216,11 @@ class Place:
             records = opened.get_run_records(dg.RunsFilter(run_ids=runs))
         ends = sorted(record.end_time or 0.0 for record in records)
         counts = [min(WINDOWS_A_RUN, windows - start) for start in range(0, windows, WINDOWS_A_RUN)]
-        used = list(watched.processor.values())
-        assert len(counts) == len(ends) == len(used), (counts, ends, used)
+        # Beside each run the code server has processes that are no run's alone.
+        used = sum(watched.processor.values()) / windows
         return [
-            Took(count, until - since, processor, watched.gib)
-            for count, (since, until), processor in zip(counts, pairwise([began, *ends]), used, strict=True)
+            Took(count, until - since, count * used, watched.gib)
+            for count, (since, until) in zip(counts, pairwise([began, *ends]), strict=True)
         ]
 
     @property
@@ -262,12 +267,16 @@ class Place:
 class Watched:
     """Looks at the runs' processes while a `with` block lasts.
 
+    Args:
+        home: The instance's folder.
+
     Attributes:
         gib: The most memory that one of them had.
-        processor: Processor seconds of each by its id, in the order in which they began.
+        processor: Processor seconds of each by its id.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, home: Path) -> None:
+        self._ours = f"DAGSTER_HOME={home}".encode()
         self.gib = 0.0
         self.processor: dict[str, float] = {}
         self._over = threading.Event()
@@ -284,8 +293,10 @@ class Watched:
         while not self._over.wait(LOOK_S):
             for process in Path("/proc").glob("[0-9]*"):
                 try:
-                    # A run is a process that the code server spawns.
+                    # A run is a process that our code server spawns.
                     if b"spawn_main" not in (process / "cmdline").read_bytes():
+                        continue
+                    if self._ours not in (process / "environ").read_bytes():
                         continue
                     status = (process / "status").read_text()
                     self.processor[process.name] = cpu_s(int(process.name))
@@ -306,14 +317,9 @@ def growth(few: Took | None, many: Sequence[Took]) -> tuple[str, float]:
         many: The runs.
     """
     if few is not None:
-        whole = together(many)
-        return "of twice as many", whole.processor / whole.windows / (few.processor / few.windows)
+        return "of twice as many", together(many).work / few.work
     third = len(many) // 3
-    first, last = together(many[:third]), together(many[-third:])
-    return (
-        "of the last third of the runs",
-        last.processor / last.windows / (first.processor / first.windows),
-    )
+    return "of the last third of the runs", together(many[-third:]).work / together(many[:third]).work
 
 
 def main() -> None:
@@ -333,7 +339,8 @@ def main() -> None:
         build_bare(*given.bare)
         return
     count: int = given.windows
-    half = max(2, count // 2) if count <= 2 * WINDOWS_A_RUN else 0
+    # What each of the daemon's runs takes of the processor is not known.
+    half = max(2, count // 2) if count <= 2 * WINDOWS_A_RUN or given.daemon else 0
     console = Console(width=None if sys.stdout.isatty() else 120)
     with (
         tempfile.TemporaryDirectory(prefix="cryptostream-backfill-") as folder,
@@ -369,7 +376,7 @@ def main() -> None:
         ("finished already", again),
     ):
         if took is not None:
-            cells = (f"{took.seconds:.1f}", f"{took.each:.3f}", f"{took.processor / took.windows:.3f}")
+            cells = (f"{took.seconds:.1f}", f"{took.each:.3f}", f"{took.work:.3f}")
             table.add_row(name, str(took.windows), *cells, f"{took.memory:.2f}")
     console.print(table)
     faster = single.each / whole.each

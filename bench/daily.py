@@ -231,6 +231,7 @@ def main() -> None:
         bare = place.child("bare", some)
         files = [place.daily / daily_path(ticker_of(number), DAY) for number in range(tickers)]
         after = sum(file.stat().st_size for file in files)
+        ours = sum(Path(path).stat().st_size for path in place.windows_of(FIRST)), files[0].stat().st_size
         scans = []
         for number, name in ((0, "busy"), (4, "middling"), (1, "quiet")):
             if number < tickers:
@@ -246,6 +247,10 @@ def main() -> None:
     ratio = after / before[1]
     for said, good in (
         (f"{before[1] / 1e9:.2f} GB before, {after / 1e9:.2f} GB after: {ratio:.2f} times", ratio <= 1),
+        (
+            f"the ticker that the steps built: {ours[0] / 1e6:.1f} MB before, {ours[1] / 1e6:.1f} MB after",
+            ours[1] <= ours[0],
+        ),
         (
             f"a ticker takes {day['s'] / tickers:.2f} s, barely copied {bare['s'] / some:.2f} s "
             f"(of the processor {day['cpu'] / tickers:.2f} and {bare['cpu'] / some:.2f})",
