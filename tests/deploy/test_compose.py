@@ -184,7 +184,9 @@ def test_a_broker_of_three_replicates_to_all_and_acknowledges_with_two() -> None
     assert environment["KAFKA_LOG_DIRS"] == "/var/lib/kafka/data"
 
 
-@pytest.mark.parametrize("missing", ["KAFKA_NODE_ID", "KAFKA_HOST", "KAFKA_RACK", "KAFKA_CLUSTER_ID"])
+@pytest.mark.parametrize(
+    "missing", [name for name in NODE_SETTINGS if name.startswith("KAFKA_") and name != "KAFKA_BOOTSTRAP"]
+)
 def test_a_broker_that_is_not_told_who_it_is_does_not_start(missing: str) -> None:
     settings = {name: value for name, value in NODE_SETTINGS.items() if name != missing}
     answer = compose("--env-file", "/dev/null", "-f", "compose.kafka.yaml", "config", settings=settings)
