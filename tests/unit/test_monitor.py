@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -182,8 +183,9 @@ def test_what_has_failed_is_ended_for_whoever_restarts_it(words: list[str], ende
     try:
         assert process.stdout is not None
         port = int(process.stdout.readline())
-        # A process that has ended is there until it is waited for: what counts here is how it ended.
-        # Only who does not hear is not waited for: a busy machine takes its time to end the others.
+        # A process that has ended is there until somebody waits for it.
+        threading.Thread(target=process.wait, daemon=True).start()
+        # Only who does not hear is ended soon: on a busy machine the others take their time.
         alive, line = monitor.end_failed(port, again_s=0.05, end_s=0.5 if "deaf" in words else 20)
         if ended_by is None:
             assert alive
