@@ -159,8 +159,8 @@ SERVING = """
 import itertools, signal, sys, threading
 from ingest_services import monitor
 from ingest_services.monitor import Health
-if sys.argv[1] == "deaf":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+# Said either way: what is ignored is inherited, and Dagster treats SIGTERM as SIGINT, which a shell's jobs ignore.
+signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.argv[1] == "deaf" else signal.SIG_DFL)
 kinds = {"failed": Health(failed=("stuck",)), "degraded": Health(degraded=("slow",))}
 answers = itertools.chain((kinds[word] for word in sys.argv[2:-1]), itertools.repeat(kinds[sys.argv[-1]]))
 print(monitor.serve(monitor.make_registry(), lambda: next(answers), 0).port, flush=True)
