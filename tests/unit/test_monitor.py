@@ -159,7 +159,7 @@ SERVING = """
 import itertools, signal, sys, threading
 from ingest_services import monitor
 from ingest_services.monitor import Health
-# Said either way: what is ignored is inherited, and Dagster treats SIGTERM as SIGINT, which a shell's jobs ignore.
+# Said either way: what is ignored is inherited, as jobs of a shell ignore SIGINT, and Dagster then SIGTERM.
 signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.argv[1] == "deaf" else signal.SIG_DFL)
 kinds = {"failed": Health(failed=("stuck",)), "degraded": Health(degraded=("slow",))}
 answers = itertools.chain((kinds[word] for word in sys.argv[2:-1]), itertools.repeat(kinds[sys.argv[-1]]))
