@@ -31,7 +31,7 @@ from cryptostream_dagster.local.view import PlainView
 from cryptostream_dagster.local_stack import Options, Stack
 from cryptostream_dagster.settings import PipelineSettings
 from cryptostream_dagster.window import Window
-from ingest_services.lake.chain import read_chains, read_progress
+from ingest_services.lake.chain import ends_of, read_chains, read_progress
 from ingest_services.lake.store import ObjectStore
 from ingest_services.lake.stores import open_store
 from ingest_services.settings import load_settings
@@ -115,9 +115,13 @@ class Watch:
 
 def _complete_at(store: ObjectStore, window: Window) -> float | None:
     """Return when the last partition claimed to be through a window; None if one has not."""
+    chains = read_chains(store)
+    # A broker that was moved on from claims nothing more.
+    closed = ends_of(chains)
     claims = [
         read_progress(store, chain.number, partition)
-        for chain in read_chains(store)
+        for chain in chains
+        if chain.number not in closed
         for partition in chain.partitions
     ]
     through = [claim for claim in claims if claim is not None and claim.minutes_through_ms >= window.end_ms]
