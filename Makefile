@@ -34,11 +34,11 @@ dev: install
 demo: install
 	@exec $(BIN)/cryptostream demo $(if $(LIVE_WINDOWS),--live-windows $(LIVE_WINDOWS))
 
-# The longest proofs have targets of their own: chaos, soak, images. Most tests wait for processes: two at once take
-# half the time, on two cores as well.
+# The longest proofs have targets of their own: chaos, soak, images. Most tests wait for processes: three at once
+# take eight minutes on two cores, two take eleven.
 test: install $(TERRAFORM_STAMP)
 	$(BIN)/python -m pytest -m "not chaos and not soak and not images" \
-		--numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder $(ARGS)
+		--numprocesses $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: install
 	$(BIN)/python -m pytest -m chaos
